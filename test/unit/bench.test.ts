@@ -1,0 +1,65 @@
+import { describe, expect, it } from 'vitest';
+import { benchLines, field } from '../bench/guest-run.ts';
+import type { Experiment } from '../bench/measure.ts';
+import { residentBeyond } from '../bench/measures/start.ts';
+import { aimText, experimentLines } from '../bench/report.ts';
+import { runExperiment } from '../bench/runner.ts';
+import { pairRatio, summarize } from '../bench/stats.ts';
+
+describe('the benchmark harness', () => {
+  it('takes the ratio pair by pair, not from the medians', () => {
+    // The machine became ten times slower in the last pair: both sides did.
+    expect(pairRatio([10, 12, 200], [5, 6, 100])!.median).toBe(2);
+    expect(pairRatio([1], [0])).toBeUndefined();
+    expect(summarize([4, 1, 3, 2])).toMatchObject({ median: 2.5, min: 1, max: 4, count: 4 });
+  });
+
+  it('runs the sides in turn, does not count the first round, and pairs only whole rounds', async () => {
+    const order: string[] = [];
+    let run = 0;
+    const side = (name: string, values: (round: number) => number) => ({
+      name,
+      command: name,
+      run: async () => {
+        order.push(name);
+        return { time: values(Math.floor(run++ / 2) - 1) };
+      },
+    });
+    const experiment: Experiment = {
+      name: 'e',
+      metrics: [{ name: 'time', unit: 'ns', aim: { side: 'b', atMost: 1.5 } }],
+      sides: [
+        side('a', (round) => [1000, 20, 30, 40][round + 1]!),
+        side('b', (round) => {
+          if (round === 1) throw new Error('no luck');
+          return [1000, 10, 0, 10][round + 1]!;
+        }),
+      ],
+    };
+    const result = await runExperiment(experiment, 3);
+    expect(order.join('')).toBe('abababab');
+    const [a, b] = result.metrics[0]!.sides;
+    expect(a!.values).toEqual([20, 30, 40]);
+    expect(b!.values).toEqual([10, 10]);
+    expect(b!.ratio).toMatchObject({ min: 2, max: 4, median: 3 });
+    expect(result.remarks).toEqual(['b, run 2: no luck']);
+    expect(aimText(result.metrics[0]!.metric, 'b', b!.ratio)).toBe('aim <= 1.5: missed');
+    expect(experimentLines(result).join('\n')).toContain('ratio 3.00 [2.00..4.00]');
+  });
+
+  it('reads what bench guests print', () => {
+    const text = 'x\r\nbench: exits op=out median_ns=12\r\nbench: blk iops=3\r\n';
+    const lines = benchLines(text, 'exits');
+    expect(lines).toHaveLength(1);
+    expect(field(lines[0], 'median_ns')).toBe(12);
+    expect(() => field(lines[0], 'iops')).toThrow('iops');
+  });
+
+  it('leaves the guest out of the resident memory', () => {
+    const smaps = [
+      ...['7f00-7f10 rw-p 0', 'Size:             216064 kB', 'Rss:              102400 kB'],
+      ...['7f20-7f30 rw-p 0', 'Size:               2048 kB', 'Rss:                1024 kB'],
+    ].join('\n');
+    expect(residentBeyond(smaps, 211)).toBe(1024);
+  });
+});

@@ -1,0 +1,45 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { add, closingLine, countsOf } from '../vitest-counts.ts';
+
+describe('counts of a vitest report', () => {
+  const work = mkdtempSync(join(tmpdir(), 'counts-'));
+  afterAll(() => rmSync(work, { recursive: true, force: true }));
+
+  function counts(report: string) {
+    const path = join(work, 'report.json');
+    writeFileSync(path, report);
+    return countsOf(path);
+  }
+  const file = (status: string, ...tests: string[]) => ({
+    status,
+    assertionResults: tests.map((test) => ({ status: test })),
+  });
+
+  it('adds up the tests of all files', () => {
+    const report = {
+      testResults: [
+        file('passed', 'passed', 'skipped', 'pending', 'todo'),
+        file('failed', 'passed', 'failed', 'failed'),
+      ],
+    };
+    expect(counts(JSON.stringify(report))).toEqual({ passed: 2, failed: 2, skipped: 3 });
+  });
+
+  it('takes a file that fails outside its tests for a failure', () => {
+    const report = { testResults: [file('failed'), file('failed', 'passed')] };
+    expect(counts(JSON.stringify(report))).toEqual({ passed: 1, failed: 2, skipped: 0 });
+  });
+
+  it('takes a missing or broken report for a failure', () => {
+    expect(counts('{"testRes')).toEqual({ passed: 0, failed: 1, skipped: 0 });
+    expect(countsOf(join(work, 'nothing'))).toEqual({ passed: 0, failed: 1, skipped: 0 });
+  });
+
+  it('are summed and written as one line', () => {
+    const sum = add({ passed: 1, failed: 2, skipped: 3 }, { passed: 10, failed: 20, skipped: 30 });
+    expect(closingLine(sum)).toBe('11 passed, 22 failed, 33 skipped');
+  });
+});
