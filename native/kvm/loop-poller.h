@@ -1,0 +1,68 @@
+// The JavaScript loop's side of the hand-over: delivers exits from a uv_idle callback while the guest is
+// busy, and sleeps in epoll with a flag up when it is quiet; the vCPU that sees the flag writes the
+// loop's eventfd (uv_async). Its own owner after Close: freed when libuv has let go of its handles.
+#pragma once
+
+#include <node_api.h>
+#include <uv.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "futex.h"
+
+namespace tsvmm {
+
+class LoopClient {
+ public:
+  virtual ~LoopClient() = default;
+  // Delivers what is posted; returns how many.
+  virtual uint32_t Deliver() = 0;
+  virtual bool HasPosted() = 0;
+  // Upper bound of polling after the last exit; 0: none.
+  virtual uint64_t LoopSpinNs() = 0;
+  virtual Contention& SpinContention() = 0;
+  // The environment ends: stop everything now. Must lead to Close.
+  virtual void EnvironmentEnds() = 0;
+};
+
+class LoopPoller {
+ public:
+  static LoopPoller* Create(napi_env env, LoopClient* client);
+  // From any thread, while not closed.
+  void WakeFromThread() {
+    if (sleeping_.load() && sleeping_.exchange(false)) uv_async_send(&async_);
+  }
+  // Look again soon (after a resume).
+  void Poke() {
+    sleeping_.store(false);
+    uv_async_send(&async_);
+  }
+  // Keeps the process alive (a started VM does).
+  void SetRef(bool on);
+  void Close();
+  uint64_t wakes() const { return wakes_; }
+
+ private:
+  LoopPoller() = default;
+  void OnWake();
+  void OnIdle();
+  void Busy();
+  void Sleep();
+  void HandleClosed();
+
+  napi_env env_ = nullptr;
+  LoopClient* client_ = nullptr;
+  uv_async_t async_{};
+  uv_idle_t idle_{};
+  napi_async_cleanup_hook_handle hook_ = nullptr;
+  std::atomic<bool> sleeping_{true};
+  int openHandles_ = 0;
+  bool closing_ = false;
+  bool idleOn_ = false;
+  uint64_t lastExitNs_ = 0;
+  uint64_t sessionNs_ = 50000;
+  uint64_t wakes_ = 0;
+};
+
+}  // namespace tsvmm
