@@ -1,0 +1,745 @@
+/**
+ * The modern virtio-pci transport (VIRTIO 1.2, 4.1): configuration structures in BAR 0, MSI-X in BAR 1, a
+ * doorbell per queue. It negotiates features, drives the device's life, raises interrupts, and is the `Device`
+ * that the board knows, with the state of function, transport, queues and device in one.
+ *
+ * Left out: the legacy interface (SeaBIOS, iPXE and Linux use the modern one), queue reset, notification data.
+ */
+import { assert } from '../base/assert.ts';
+import { hex, sizeMask } from '../base/bits.ts';
+import type { Clock } from '../base/clock.ts';
+import { VmmError } from '../base/error.ts';
+import { GuestComplaints, type Logger } from '../base/log.ts';
+import type { Device } from '../bus/device.ts';
+import type { Doorbell, DoorbellRegistrar } from '../bus/doorbell.ts';
+import type { AccessSize, IoRegion } from '../bus/io-bus.ts';
+import type { GuestMemory } from '../memory/guest-memory.ts';
+import {
+  type CapabilityOptions,
+  PciFunction,
+  type PciFunctionState,
+  pciFunctionCodec,
+} from '../pci/function.ts';
+import { PCI_CAP, PCI_COMMAND, PCI_REG } from '../pci/spec.ts';
+import { array, bool, type Codec, struct, u8, u16, u32 } from '../snapshot/codec.ts';
+import { requireState, type Schema, schema } from '../snapshot/schema.ts';
+import type { VirtioDevice, VirtioTransport } from './device.ts';
+import { VirtQueue, type VirtQueueState, virtQueueCodec } from './queue.ts';
+import {
+  CAP_TYPE,
+  COMMON,
+  FEATURE,
+  type FeatureSet,
+  featureSet,
+  hasFeature,
+  ISR,
+  NO_VECTOR,
+  STATUS,
+  VIRTIO_PCI_DEVICE_BASE,
+  VIRTIO_PCI_VENDOR,
+} from './spec.ts';
+
+/** What a {@link VirtioPciFunction} is made of. */
+export interface VirtioPciOptions<S> {
+  readonly device: VirtioDevice<S>;
+  readonly memory: GuestMemory;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Without one, doorbells are ordinary MMIO writes. */
+  readonly doorbells?: DoorbellRegistrar;
+  /** Option ROM for network boot. */
+  readonly rom?: Uint8Array;
+}
+
+/** Saved registers of the transport. */
+export interface VirtioTransportState {
+  status: number;
+  /** The driver asked for a reset that has not finished. */
+  resetting: boolean;
+  deviceFeatureSelect: number;
+  driverFeatureSelect: number;
+  driverFeaturesLow: number;
+  driverFeaturesHigh: number;
+  configVector: number;
+  configGeneration: number;
+  queueSelect: number;
+  isr: number;
+  queueVectors: number[];
+}
+
+/** Saved state of a virtio device on PCI. */
+export interface VirtioPciState<S> {
+  pci: PciFunctionState;
+  transport: VirtioTransportState;
+  queues: VirtQueueState[];
+  device: S;
+}
+
+const MAX_QUEUES = 64;
+
+const transportCodec: Codec<VirtioTransportState> = struct<VirtioTransportState>({
+  status: u8,
+  resetting: bool,
+  deviceFeatureSelect: u32,
+  driverFeatureSelect: u32,
+  driverFeaturesLow: u32,
+  driverFeaturesHigh: u32,
+  configVector: u16,
+  configGeneration: u8,
+  queueSelect: u16,
+  isr: u8,
+  queueVectors: array(u16, MAX_QUEUES),
+});
+
+/** Places of the structures in BAR 0, one page each. */
+const PLACE = {
+  common: 0x0000,
+  isr: 0x1000,
+  device: 0x2000,
+  notify: 0x3000,
+  bytes: 0x4000,
+} as const;
+const NOTIFY_MULTIPLIER = 4;
+/** `pci_cfg_data` in the configuration access capability (VIRTIO 1.2, 4.1.4.9). */
+const PCI_ACCESS = { bar: 4, offset: 8, length: 12, data: 16 } as const;
+const ADDRESS_HIGH_MASK = 0xf_ffff;
+
+export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTransport {
+  readonly id: string;
+  readonly schema: Schema<VirtioPciState<S>>;
+  /** To be added to the bus. */
+  readonly pci: PciFunction;
+  readonly queues: readonly VirtQueue[];
+  readonly #device: VirtioDevice<S>;
+  readonly #doorbells: DoorbellRegistrar | undefined;
+  readonly #complaints: GuestComplaints;
+  readonly #offered: FeatureSet;
+  readonly #bar: IoRegion;
+  readonly #access: number;
+  readonly #rings: (Doorbell | undefined)[];
+  readonly #queueVectors: Uint16Array;
+  #barBase: number | undefined;
+  #features: FeatureSet = featureSet();
+  #driverFeatures: FeatureSet = featureSet();
+  #deviceFeatureSelect = 0;
+  #driverFeatureSelect = 0;
+  #status = 0;
+  #resetting = false;
+  #configVector: number = NO_VECTOR;
+  #generation = 0;
+  #queueSelect = 0;
+  #isr = 0;
+  #paused = true;
+  #busMaster = false;
+
+  constructor(options: VirtioPciOptions<S>) {
+    const { device, memory, clock, log, doorbells, rom } = options;
+    this.id = device.id;
+    this.#device = device;
+    this.#doorbells = doorbells;
+    this.#complaints = new GuestComplaints(log, clock, device.id);
+    const ring = featureSet(FEATURE.indirect, FEATURE.eventIdx, FEATURE.version1);
+    this.#offered = {
+      low: (device.features.low | ring.low) >>> 0,
+      high: (device.features.high | ring.high) >>> 0,
+    };
+    assert(device.queueSizes.length <= MAX_QUEUES, 'a device has at most 64 queues');
+    this.queues = device.queueSizes.map(
+      (size, index) => new VirtQueue(memory, size, (why) => this.fail(`queue ${index}: ${why}`)),
+    );
+    this.#rings = this.queues.map(() => undefined);
+    this.#queueVectors = new Uint16Array(this.queues.length).fill(NO_VECTOR);
+    this.#bar = {
+      name: device.id,
+      read: (offset, size) => this.#read(offset, size),
+      write: (offset, size, value) => this.#write(offset, size, value),
+    };
+    this.pci = new PciFunction({
+      name: device.id,
+      vendorId: VIRTIO_PCI_VENDOR,
+      deviceId: VIRTIO_PCI_DEVICE_BASE + device.type,
+      revision: 1,
+      classCode: device.classCode,
+      subsystemVendorId: VIRTIO_PCI_VENDOR,
+      subsystemId: 0x1100,
+      interruptPin: 1,
+      bars: [
+        {
+          index: 0,
+          kind: 'mem32',
+          sizeBytes: PLACE.bytes,
+          region: this.#bar,
+          moved: (base) => this.#moved(base),
+        },
+      ],
+      msix: { vectors: this.queues.length + 1, bar: 1 },
+      capabilities: this.#capabilities(),
+      ...(rom === undefined ? {} : { rom }),
+    });
+    this.#access = this.#findAccessCapability();
+    this.pci.hooks = {
+      configRead: (offset, size) => this.#configRead(offset, size),
+      configWritten: (offset, size) => this.#configWritten(offset, size),
+    };
+    this.schema = schema<VirtioPciState<S>>(device.kind, device.version, {
+      pci: pciFunctionCodec,
+      transport: transportCodec,
+      queues: array(virtQueueCodec, MAX_QUEUES),
+      device: device.codec,
+    });
+    device.attach(this);
+  }
+
+  // What the device asks of its transport.
+
+  get features(): FeatureSet {
+    return this.#features;
+  }
+
+  get running(): boolean {
+    const live = (this.#status & (STATUS.driverOk | STATUS.needsReset)) === STATUS.driverOk;
+    return live && !this.#resetting && !this.#paused && this.pci.busMaster;
+  }
+
+  publish(index: number): void {
+    if (this.queues[index]!.publish()) this.#interrupt(this.#queueVectors[index]!, ISR.queue);
+  }
+
+  configChanged(): void {
+    this.#generation = (this.#generation + 1) & 0xff;
+    if ((this.#status & STATUS.driverOk) !== 0) this.#interrupt(this.#configVector, ISR.config);
+  }
+
+  fail(why: string): void {
+    this.#complaints.warn(`${why}; the device needs a reset`);
+    if ((this.#status & STATUS.needsReset) !== 0 || this.#status === 0) return;
+    this.#status |= STATUS.needsReset;
+    if ((this.#status & STATUS.driverOk) !== 0) this.#interrupt(this.#configVector, ISR.config);
+  }
+
+  complain(why: string): void {
+    this.#complaints.warn(why);
+  }
+
+  stopped(): void {
+    if (!this.#resetting) return;
+    this.#resetting = false;
+    this.#status = 0;
+  }
+
+  // What the board asks of the device.
+
+  /** Looks at every queue as if all doorbells had rung: after a restore, or when in doubt. */
+  kick(): void {
+    for (let i = 0; i < this.queues.length; i++) this.#notify(i);
+  }
+
+  reset(): void {
+    this.#dropDoorbells();
+    this.#clear();
+    this.#status = 0;
+    this.#resetting = false;
+    this.#deviceFeatureSelect = 0;
+    this.#driverFeatureSelect = 0;
+    this.#queueSelect = 0;
+    this.#generation = 0;
+    this.pci.reset();
+    this.#busMaster = false;
+    this.#device.reset();
+  }
+
+  pause(): void {
+    if (this.#paused) return;
+    this.#paused = true;
+    this.#device.pause();
+  }
+
+  resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    if (this.#resetting && this.#device.stop()) this.stopped();
+    this.#device.resume();
+    this.pci.setIntx(this.#isr !== 0);
+    this.kick();
+  }
+
+  save(): VirtioPciState<S> {
+    assert(this.#paused, 'state is taken while paused');
+    return {
+      pci: this.pci.save(),
+      transport: {
+        status: this.#status,
+        resetting: this.#resetting,
+        deviceFeatureSelect: this.#deviceFeatureSelect,
+        driverFeatureSelect: this.#driverFeatureSelect,
+        driverFeaturesLow: this.#driverFeatures.low,
+        driverFeaturesHigh: this.#driverFeatures.high,
+        configVector: this.#configVector,
+        configGeneration: this.#generation,
+        queueSelect: this.#queueSelect,
+        isr: this.#isr,
+        queueVectors: [...this.#queueVectors],
+      },
+      queues: this.queues.map((queue) => queue.save()),
+      device: this.#device.save(),
+    };
+  }
+
+  load(state: VirtioPciState<S>): void {
+    assert(this.#paused, 'state is loaded while paused');
+    this.#check(state);
+    const { transport } = state;
+    this.#dropDoorbells();
+    this.#status = transport.status;
+    this.#resetting = transport.resetting;
+    this.#deviceFeatureSelect = transport.deviceFeatureSelect;
+    this.#driverFeatureSelect = transport.driverFeatureSelect;
+    this.#driverFeatures = {
+      low: transport.driverFeaturesLow,
+      high: transport.driverFeaturesHigh,
+    };
+    this.#features = featureSet();
+    if ((transport.status & STATUS.featuresOk) !== 0 && !transport.resetting) {
+      this.#adoptFeatures();
+    }
+    this.#configVector = transport.configVector;
+    this.#generation = transport.configGeneration;
+    this.#queueSelect = transport.queueSelect;
+    this.#isr = transport.isr;
+    this.#queueVectors.set(transport.queueVectors);
+    for (let i = 0; i < this.queues.length; i++) this.queues[i]!.load(state.queues[i]!);
+    this.#device.load(state.device);
+    this.pci.load(state.pci);
+    this.#busMaster = this.pci.busMaster;
+    this.#placeDoorbells();
+  }
+
+  #check({ pci, transport, queues, device }: VirtioPciState<S>): void {
+    this.pci.check(pci);
+    requireState(queues.length === this.queues.length, 'number of queues');
+    for (let i = 0; i < queues.length; i++) this.queues[i]!.check(queues[i]!);
+    const { status, isr, queueVectors, configVector } = transport;
+    requireState(queueVectors.length === queues.length, 'a vector per queue');
+    for (const vector of [...queueVectors, configVector]) {
+      requireState(this.#validVector(vector) === vector, `vector ${vector}`);
+    }
+    requireState(isr <= (ISR.queue | ISR.config) && pci.intx === (isr !== 0), 'ISR and INTx agree');
+    requireState(!transport.resetting || status !== 0, 'a device at rest is not being reset');
+    const chosen = { low: transport.driverFeaturesLow, high: transport.driverFeaturesHigh };
+    const agreed = (status & STATUS.featuresOk) !== 0;
+    requireState(!agreed || transport.resetting || this.#acceptable(chosen), 'agreed features');
+    requireState(agreed || (status & STATUS.driverOk) === 0, 'DRIVER_OK follows FEATURES_OK');
+    const busy = queues.some((queue) => queue.outstanding.length > 0);
+    requireState(!busy || (status & STATUS.driverOk) !== 0, 'only a started device has requests');
+    this.#device.check(device);
+  }
+
+  // Interrupts.
+
+  #interrupt(vector: number, cause: number): void {
+    const { msix } = this.pci;
+    if (msix?.enabled === true) {
+      if (vector !== NO_VECTOR && this.pci.busMaster) msix.trigger(vector);
+      return;
+    }
+    this.#isr |= cause;
+    this.pci.setIntx(true);
+  }
+
+  #validVector(vector: number): number {
+    return vector <= this.queues.length ? vector : NO_VECTOR;
+  }
+
+  // Doorbells.
+
+  #notify(index: number): void {
+    const queue = this.queues[index];
+    if (queue === undefined) return;
+    if (this.running && queue.enabled) this.#device.notify(index);
+  }
+
+  #moved(base: number | undefined): void {
+    this.#barBase = base;
+    this.#dropDoorbells();
+    this.#placeDoorbells();
+  }
+
+  #placeDoorbells(): void {
+    if (this.#barBase === undefined || (this.#status & STATUS.driverOk) === 0) return;
+    if (this.#resetting) return;
+    for (let i = 0; i < this.queues.length; i++) {
+      if (!this.queues[i]!.enabled || this.#rings[i] !== undefined) continue;
+      this.#rings[i] = this.#ring(this.#barBase + PLACE.notify + NOTIFY_MULTIPLIER * i, i);
+    }
+  }
+
+  /** A doorbell, or undefined where the host refuses it: a guest may put two BARs at one address. */
+  #ring(address: number, index: number): Doorbell | undefined {
+    try {
+      return this.#doorbells?.add(address, () => this.#notify(index));
+    } catch (error) {
+      if (!(error instanceof VmmError)) throw error;
+      this.complain(`no doorbell at ${hex(address)}: ${error.message}`);
+      return undefined;
+    }
+  }
+
+  #dropDoorbells(): void {
+    for (let i = 0; i < this.#rings.length; i++) {
+      this.#rings[i]?.remove();
+      this.#rings[i] = undefined;
+    }
+  }
+
+  // Device status and features.
+
+  #writeStatus(value: number): void {
+    if (this.#resetting) return;
+    if (value === 0) {
+      this.#driverReset();
+      return;
+    }
+    const set = value & ~this.#status;
+    this.#status |= value & ~(STATUS.featuresOk | STATUS.driverOk | STATUS.needsReset);
+    if ((set & STATUS.featuresOk) !== 0) {
+      if (this.#acceptable(this.#driverFeatures)) {
+        this.#status |= STATUS.featuresOk;
+        this.#adoptFeatures();
+      } else {
+        this.complain('driver chose features that do not go together; FEATURES_OK stays off');
+      }
+    }
+    if ((set & STATUS.driverOk) !== 0) {
+      if ((this.#status & STATUS.featuresOk) === 0) {
+        this.complain('DRIVER_OK without FEATURES_OK');
+        return;
+      }
+      this.#status |= STATUS.driverOk;
+      this.#device.start();
+      this.#placeDoorbells();
+      this.kick();
+    }
+  }
+
+  #driverReset(): void {
+    if (this.#status === 0) return;
+    this.#dropDoorbells();
+    this.#clear();
+    // The driver waits until it reads 0 (4.1.4.3.2): that is when no buffer of its can be touched any more.
+    if (this.#device.stop()) this.#status = 0;
+    else this.#resetting = true;
+  }
+
+  /** What both kinds of reset do. */
+  #clear(): void {
+    for (const queue of this.queues) queue.reset();
+    this.#features = featureSet();
+    this.#driverFeatures = featureSet();
+    this.#configVector = NO_VECTOR;
+    this.#queueVectors.fill(NO_VECTOR);
+    this.#isr = 0;
+    this.pci.setIntx(false);
+  }
+
+  #acceptable(chosen: FeatureSet): boolean {
+    const known =
+      (chosen.low & ~this.#offered.low) === 0 && (chosen.high & ~this.#offered.high) === 0;
+    if (!known || !hasFeature(chosen, FEATURE.version1)) return false;
+    return this.#device.accepts?.(chosen) ?? true;
+  }
+
+  #adoptFeatures(): void {
+    this.#features = this.#driverFeatures;
+    const eventIdx = hasFeature(this.#features, FEATURE.eventIdx);
+    const indirect = hasFeature(this.#features, FEATURE.indirect);
+    for (const queue of this.queues) queue.setFeatures(eventIdx, indirect);
+  }
+
+  // BAR 0.
+
+  #read(offset: number, size: AccessSize): number {
+    const at = offset & 0xfff;
+    switch (offset - at) {
+      case PLACE.common:
+        return at + size <= COMMON.bytes ? this.#commonRead(at, size) : 0;
+      case PLACE.isr:
+        return at === 0 ? this.#readIsr() : 0;
+      case PLACE.device: {
+        const { config } = this.#device;
+        let value = 0;
+        for (let i = 0; i < size; i++) value |= (config[at + i] ?? 0) << (8 * i);
+        return value >>> 0;
+      }
+      default:
+        return 0;
+    }
+  }
+
+  #write(offset: number, size: AccessSize, value: number): void {
+    const at = offset & 0xfff;
+    switch (offset - at) {
+      case PLACE.common:
+        if (at + size <= COMMON.bytes) this.#commonWrite(at, size, value);
+        break;
+      case PLACE.device:
+        if (at + size <= this.#device.config.length) this.#device.configWrite?.(at, size, value);
+        break;
+      case PLACE.notify:
+        this.#notify(Math.floor(at / NOTIFY_MULTIPLIER));
+        break;
+      default:
+    }
+  }
+
+  /** Reading acknowledges (VIRTIO 1.2, 4.1.4.5). */
+  #readIsr(): number {
+    const isr = this.#isr;
+    this.#isr = 0;
+    this.pci.setIntx(false);
+    return isr;
+  }
+
+  #commonRead(at: number, size: AccessSize): number {
+    const aligned = at & ~3;
+    const shifted = this.#commonWord(aligned) >>> (8 * (at - aligned));
+    return (shifted & sizeMask(size)) >>> 0;
+  }
+
+  /** The aligned dword of the common structure at `at`. */
+  #commonWord(at: number): number {
+    const queue = this.queues[this.#queueSelect];
+    switch (at) {
+      case COMMON.deviceFeatureSelect:
+        return this.#deviceFeatureSelect;
+      case COMMON.deviceFeature:
+        return word(this.#offered, this.#deviceFeatureSelect);
+      case COMMON.driverFeatureSelect:
+        return this.#driverFeatureSelect;
+      case COMMON.driverFeature:
+        return word(this.#driverFeatures, this.#driverFeatureSelect);
+      case COMMON.configVector:
+        return this.#configVector | (this.queues.length << 16);
+      case COMMON.status:
+        return this.#status | (this.#generation << 8) | (this.#queueSelect << 16);
+      case COMMON.queueSize: {
+        // A queue that does not exist has size 0 (4.1.4.3).
+        const vector = this.#queueVectors[this.#queueSelect] ?? NO_VECTOR;
+        return (queue?.size ?? 0) | (vector << 16);
+      }
+      case COMMON.queueEnable:
+        return (queue?.enabled ? 1 : 0) | (queue === undefined ? 0 : this.#queueSelect << 16);
+      case COMMON.queueDesc:
+        return low(queue?.descAddress);
+      case COMMON.queueDesc + 4:
+        return high(queue?.descAddress);
+      case COMMON.queueDriver:
+        return low(queue?.availAddress);
+      case COMMON.queueDriver + 4:
+        return high(queue?.availAddress);
+      case COMMON.queueDevice:
+        return low(queue?.usedAddress);
+      case COMMON.queueDevice + 4:
+        return high(queue?.usedAddress);
+      default:
+        return 0;
+    }
+  }
+
+  #commonWrite(at: number, size: AccessSize, value: number): void {
+    if (this.#resetting) return;
+    const width =
+      at === COMMON.status ? 1 : at >= COMMON.configVector && at < COMMON.queueDesc ? 2 : 4;
+    if (size !== width || at % width !== 0) {
+      this.complain(`write of ${size} bytes to common configuration offset ${at}`);
+      return;
+    }
+    switch (at) {
+      case COMMON.deviceFeatureSelect:
+        this.#deviceFeatureSelect = value;
+        break;
+      case COMMON.driverFeatureSelect:
+        this.#driverFeatureSelect = value;
+        break;
+      case COMMON.driverFeature:
+        this.#chooseFeatures(value);
+        break;
+      case COMMON.configVector:
+        this.#configVector = this.#validVector(value);
+        break;
+      case COMMON.status:
+        this.#writeStatus(value);
+        break;
+      case COMMON.queueSelect:
+        this.#queueSelect = value;
+        break;
+      default:
+        this.#queueWrite(at, value);
+    }
+  }
+
+  #chooseFeatures(value: number): void {
+    if ((this.#status & STATUS.featuresOk) !== 0) {
+      this.complain('features after FEATURES_OK');
+      return;
+    }
+    const { low: lower, high: upper } = this.#driverFeatures;
+    if (this.#driverFeatureSelect === 0) this.#driverFeatures = { low: value, high: upper };
+    else if (this.#driverFeatureSelect === 1) this.#driverFeatures = { low: lower, high: value };
+  }
+
+  #queueWrite(at: number, value: number): void {
+    const queue = this.queues[this.#queueSelect];
+    if (queue === undefined) return;
+    if (at === COMMON.queueVector) {
+      this.#queueVectors[this.#queueSelect] = this.#validVector(value);
+      return;
+    }
+    if (queue.enabled) {
+      this.complain(`queue ${this.#queueSelect} changed while enabled`);
+      return;
+    }
+    switch (at) {
+      case COMMON.queueSize:
+        if (value > 0 && value <= queue.maxSize && (value & (value - 1)) === 0) queue.size = value;
+        else this.complain(`queue size ${value}`);
+        break;
+      case COMMON.queueEnable:
+        if (value === 1) this.#enableQueue(queue);
+        break;
+      case COMMON.queueDesc:
+      case COMMON.queueDesc + 4:
+        queue.descAddress = half(queue.descAddress, at & 4, value);
+        break;
+      case COMMON.queueDriver:
+      case COMMON.queueDriver + 4:
+        queue.availAddress = half(queue.availAddress, at & 4, value);
+        break;
+      case COMMON.queueDevice:
+      case COMMON.queueDevice + 4:
+        queue.usedAddress = half(queue.usedAddress, at & 4, value);
+        break;
+      default:
+    }
+  }
+
+  #enableQueue(queue: VirtQueue): void {
+    if ((this.#status & STATUS.featuresOk) === 0) {
+      this.complain(`queue ${this.#queueSelect} enabled before FEATURES_OK`);
+      return;
+    }
+    const wrong = queue.enable();
+    if (wrong !== undefined) {
+      this.fail(`queue ${this.#queueSelect}: ${wrong}`);
+      return;
+    }
+    this.#placeDoorbells();
+    // A driver may have filled the ring before it enabled it.
+    this.#notify(this.#queueSelect);
+  }
+
+  // Configuration space.
+
+  #capabilities(): CapabilityOptions[] {
+    const notifyBytes = NOTIFY_MULTIPLIER * this.queues.length;
+    const multiplier = new Uint8Array(4);
+    new DataView(multiplier.buffer).setUint32(0, NOTIFY_MULTIPLIER, true);
+    const configBytes = Math.max(4, this.#device.config.length);
+    // Of the access capability: bar, offset, length and data (4.1.4.9).
+    const accessMask = new Uint8Array(18).fill(0xff, 6);
+    accessMask[PCI_ACCESS.bar - 2] = 0xff;
+    return [
+      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.common, PLACE.common, COMMON.bytes) },
+      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.isr, PLACE.isr, 1) },
+      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.device, PLACE.device, configBytes) },
+      {
+        id: PCI_CAP.vendor,
+        body: capability(CAP_TYPE.notify, PLACE.notify, notifyBytes, multiplier),
+      },
+      {
+        id: PCI_CAP.vendor,
+        body: capability(CAP_TYPE.pciAccess, 0, 0, new Uint8Array(4)),
+        writeMask: accessMask,
+      },
+    ];
+  }
+
+  #findAccessCapability(): number {
+    let at = this.pci.read16(PCI_REG.capabilities) & 0xff;
+    while (at !== 0) {
+      const isVendor = (this.pci.read16(at) & 0xff) === PCI_CAP.vendor;
+      if (isVendor && this.pci.read16(at + 2) >>> 8 === CAP_TYPE.pciAccess) return at;
+      at = this.pci.read16(at) >>> 8;
+    }
+    return 0;
+  }
+
+  /** The window's target as the guest set it, or -1 when it names nothing that could be accessed. */
+  #accessOffset(): number {
+    const bar = this.pci.read16(this.#access + PCI_ACCESS.bar) & 0xff;
+    const offset = this.pci.read32(this.#access + PCI_ACCESS.offset);
+    const length = this.pci.read32(this.#access + PCI_ACCESS.length);
+    const sane = length === 1 || length === 2 || length === 4;
+    return bar === 0 && sane && offset % length === 0 && offset < PLACE.bytes ? offset : -1;
+  }
+
+  #touchesAccessData(offset: number, size: number): boolean {
+    const data = this.#access + PCI_ACCESS.data;
+    return offset < data + 4 && offset + size > data;
+  }
+
+  #configRead(offset: number, size: AccessSize): void {
+    if (!this.#touchesAccessData(offset, size)) return;
+    const target = this.#accessOffset();
+    if (target < 0) return;
+    const length = this.pci.read32(this.#access + PCI_ACCESS.length) as AccessSize;
+    this.pci.poke(this.#access + PCI_ACCESS.data, length, this.#bar.read(target, length));
+  }
+
+  #configWritten(offset: number, size: AccessSize): void {
+    if (offset < PCI_REG.status) {
+      const now = (this.pci.command & PCI_COMMAND.busMaster) !== 0;
+      const risen = now && !this.#busMaster;
+      this.#busMaster = now;
+      if (risen) this.kick();
+    }
+    if (!this.#touchesAccessData(offset, size)) return;
+    const target = this.#accessOffset();
+    if (target < 0) return;
+    const length = this.pci.read32(this.#access + PCI_ACCESS.length) as AccessSize;
+    const data = this.pci.read32(this.#access + PCI_ACCESS.data);
+    this.#bar.write(target, length, (data & sizeMask(length)) >>> 0);
+  }
+}
+
+/** A `virtio_pci_cap` from its third byte on (VIRTIO 1.2, 4.1.4). */
+function capability(type: number, offset: number, length: number, tail = NOTHING): Uint8Array {
+  const body = new Uint8Array(14 + tail.length);
+  const view = new DataView(body.buffer);
+  view.setUint8(0, body.length + 2);
+  view.setUint8(1, type);
+  view.setUint32(6, offset, true);
+  view.setUint32(10, length, true);
+  body.set(tail, 14);
+  return body;
+}
+
+const NOTHING = new Uint8Array(0);
+
+function word(set: FeatureSet, select: number): number {
+  return select === 0 ? set.low : select === 1 ? set.high : 0;
+}
+
+function low(address = 0): number {
+  return address % 0x1_0000_0000;
+}
+
+function high(address = 0): number {
+  return Math.floor(address / 0x1_0000_0000);
+}
+
+/** Replaces one half of an address; bits from 52 on are dropped, nothing lives there. */
+function half(address: number, upper: number, value: number): number {
+  return upper === 0
+    ? high(address) * 0x1_0000_0000 + value
+    : (value & ADDRESS_HIGH_MASK) * 0x1_0000_0000 + low(address);
+}
