@@ -1,0 +1,700 @@
+/**
+ * The primary as a whole: sender, event-tap, epoch policy, liveness and authority composed, still without I/O.
+ * It decides when the guest is stopped for a capture, when held outputs leave, what the loss of the peer means,
+ * how the guest is handed over and how it ends. The shell feeds it what happens and carries out its effects in
+ * order; the simulator does the same with the same code.
+ *
+ * Phases: alone - joining - protected - lost - handing - ending - fenced - over. Table: docs/replication.md.
+ */
+import { assert } from '../../base/assert.ts';
+import type { DecodeFault } from '../wire/decoder.ts';
+import { FAULT, type FaultCode, fault } from '../wire/fault.ts';
+import type { Hello, Manifest, Message, NackMessage } from '../wire/message.ts';
+import { type END_REASON, ON_PEER_LOSS } from '../wire/spec.ts';
+import { EffectQueue } from './effects.ts';
+import { type CommitReason, EpochPolicy, type PolicyConfig } from './epoch-policy.ts';
+import type { EventTap } from './event-tap.ts';
+import {
+  type ArbiterAnswer,
+  type ArbiterEffect,
+  type AuthorityConfig,
+  PrimaryAuthority,
+} from './failover.ts';
+import { Liveness, type LivenessConfig } from './liveness.ts';
+import { Sender, type SenderEffect } from './sender.ts';
+
+/** How a primary is set up. */
+export interface PrimaryConfig {
+  /** What this end announces; its generation is the guest's. */
+  readonly hello: Hello;
+  readonly authority: AuthorityConfig;
+  readonly policy: PolicyConfig;
+  readonly liveness: LivenessConfig;
+  /** Whether a peer is wanted at all from the start. */
+  readonly protect: boolean;
+  /** From one connection attempt to the next. */
+  readonly reconnectNs: number;
+  /** How long a lost peer may stay lost, with outputs held, before authority to go on alone is sought. */
+  readonly graceNs: number;
+  /** An epoch (or HELLO, INIT, END ...) unanswered for this long means that the peer is lost, although it may still speak. */
+  readonly ackDeadlineNs: number;
+}
+
+/** What the shell does for the primary. Sender effects keep their duties (sender.ts). */
+export type PrimaryEffect =
+  | SenderEffect
+  | ArbiterEffect
+  /** Try to connect to the standby; report `connected`, or nothing. */
+  | { readonly type: 'connect' }
+  /**
+   * Take a checkpoint. Duty, in order: stop the vCPUs at a completed boundary, drain I/O completions, call
+   * {@link Primary.paused}, harvest and gather into staging, capture states and {@link EventTap.writeLog},
+   * run on unless `atomic`, call {@link Primary.captured} (or {@link Primary.captureFailed}).
+   */
+  | {
+      readonly type: 'capture';
+      readonly epoch: number;
+      readonly atomic: boolean;
+      readonly reason: CommitReason;
+    }
+  /** Send some dirty pages ahead of the next capture, while the guest runs. */
+  | { readonly type: 'pre-copy' }
+  /** The guest, stopped by an atomic capture, runs on. */
+  | { readonly type: 'run' }
+  /** Stop the guest for good, let no output out: another generation runs it, or has been given it. */
+  | { readonly type: 'fence'; readonly generation: number }
+  /** The guest is over here: everything is out and the peer or the arbiter knows. The process may go. */
+  | { readonly type: 'over'; readonly why: 'ended' | 'handed-over' }
+  /** For status lines and logs; no duty. */
+  | { readonly type: 'phase'; readonly phase: PrimaryPhase; readonly sentence: string };
+
+/** Where a primary is. */
+export type PrimaryPhase =
+  /** No protection; outputs pass. */
+  | 'alone'
+  /** A standby is being synchronised. */
+  | 'joining'
+  /** The standby may take over. */
+  | 'protected'
+  /** The standby is lost; outputs wait for it, the arbiter or the operator. */
+  | 'lost'
+  /** The guest stands still while it is handed over, or after its end. */
+  | 'handing'
+  | 'ending'
+  /** Another generation runs the guest. */
+  | 'fenced'
+  | 'over';
+
+/** The parts that a test may replace. */
+export interface PrimaryParts {
+  sender(hello: Hello, out: EffectQueue<SenderEffect>): Sender;
+  authority(
+    generation: number,
+    config: AuthorityConfig,
+    out: EffectQueue<ArbiterEffect>,
+  ): PrimaryAuthority;
+}
+
+const PARTS: PrimaryParts = {
+  sender: (hello, out) => new Sender(hello, out),
+  authority: (generation, config, out) => new PrimaryAuthority(generation, config, out),
+};
+
+type EndReason = (typeof END_REASON)[keyof typeof END_REASON];
+
+/** The primary machine. */
+export class Primary {
+  readonly out = new EffectQueue<PrimaryEffect>();
+  readonly sender: Sender;
+  readonly policy: EpochPolicy;
+  readonly authority: PrimaryAuthority;
+  readonly tap: EventTap;
+  readonly #config: PrimaryConfig;
+  readonly #liveness: Liveness;
+  readonly #senderOut = new EffectQueue<SenderEffect>();
+  readonly #arbiterOut = new EffectQueue<ArbiterEffect>();
+  #phase: PrimaryPhase = 'alone';
+  #protect: boolean;
+  #refused = false;
+  #connected = false;
+  #connectAtNs = Number.NEGATIVE_INFINITY;
+  #streamOpen = false;
+  /** The first copy is done (or not needed): captures may start. */
+  #ready = false;
+  #ackedSinceOpen = false;
+  #lostSinceNs = Number.POSITIVE_INFINITY;
+  /** Whether outputs pass because the arbiter or the operator said so, and not by an ACK. */
+  #passing = true;
+  #capturing: { readonly epoch: number; readonly atomic: boolean } | undefined;
+  #captureAtNs = Number.NEGATIVE_INFINITY;
+  #stopped = false;
+  #ackedEpoch = 0;
+  #oldestSinceNs = Number.POSITIVE_INFINITY;
+  /** Since when an answer other than the ACK of an epoch is due: to HELLO and INIT, HANDOVER, END. */
+  #answerDueSinceNs = Number.POSITIVE_INFINITY;
+  #intent:
+    | { readonly kind: 'hand' }
+    | { readonly kind: 'end'; readonly reason: EndReason }
+    | undefined;
+  #finalAcked = false;
+  #takingBack = false;
+  #endAlone = false;
+
+  /** @param tap the tap in front of this guest's outputs, with `onHeld` calling {@link held} */
+  constructor(config: PrimaryConfig, tap: EventTap, parts: PrimaryParts = PARTS) {
+    this.#config = config;
+    this.tap = tap;
+    this.#protect = config.protect;
+    this.sender = parts.sender(config.hello, this.#senderOut);
+    this.authority = parts.authority(config.hello.generation, config.authority, this.#arbiterOut);
+    this.policy = new EpochPolicy(config.policy);
+    this.#liveness = new Liveness(config.liveness);
+  }
+
+  get phase(): PrimaryPhase {
+    return this.#phase;
+  }
+
+  /** Whether outputs leave without being held, by the arbiter's record or the operator's word. */
+  get passing(): boolean {
+    return this.#passing;
+  }
+
+  // --- the connection
+
+  /** A connection to the standby is up. */
+  connected(nowNs: number): void {
+    this.#connected = true;
+    this.#answerDueSinceNs = nowNs;
+    this.#liveness.start(nowNs);
+    this.sender.connected();
+    this.#settle(nowNs);
+  }
+
+  /** The connection is gone. */
+  disconnected(nowNs: number): void {
+    this.#connectionLost(nowNs);
+    this.sender.disconnected();
+    this.#settle(nowNs);
+  }
+
+  /** A message from the standby. */
+  message(message: Message, nowNs: number): void {
+    this.#liveness.heard(nowNs);
+    this.sender.receive(message);
+    this.#settle(nowNs);
+  }
+
+  /** The decoder found something wrong. */
+  decodeFault(found: DecodeFault, nowNs: number): void {
+    this.sender.fault(found);
+    this.#settle(nowNs);
+  }
+
+  // --- checkpoints
+
+  /** The first copy has converged: what is left fits the allowed downtime. Captures start. */
+  synchronised(nowNs: number): void {
+    if (this.sender.state !== 'sync') return;
+    this.#ready = true;
+    this.policy.force();
+    this.#settle(nowNs);
+  }
+
+  /**
+   * The vCPUs stand still for the capture that was asked for. From here on outputs are held; those held before
+   * are covered by this epoch. False: the capture is not wanted any more, run on.
+   */
+  paused(nowNs: number): boolean {
+    const capturing = this.#capturing;
+    if (capturing === undefined) return false;
+    this.#passing = false;
+    this.tap.holding = true;
+    this.tap.seal(capturing.epoch);
+    this.policy.captured(nowNs);
+    return true;
+  }
+
+  /**
+   * The checkpoint is in staging.
+   * @param bytes what it occupies there
+   * @param pages how many pages it holds
+   * @param pauseNs how long the guest stood still
+   * @param atomic whether it still does, until the ACK: as asked for, or because the harvest did not fit into
+   * free staging
+   */
+  captured(
+    bytes: number,
+    pages: number,
+    pauseNs: number,
+    nowNs: number,
+    atomic = this.#capturing?.atomic ?? false,
+  ): void {
+    const capturing = this.#capturing;
+    assert(capturing !== undefined, 'a capture was asked for');
+    assert(atomic || !capturing.atomic, 'an atomic capture stays one');
+    this.#capturing = undefined;
+    this.policy.measured(pauseNs, pages);
+    this.#stopped = atomic;
+    if (this.sender.canOpen) {
+      // Without an arbiter the standby may count as complete as soon as it has a COMMIT, even if its ACK is lost.
+      if (!this.#config.authority.arbiter) this.#inSync(nowNs);
+      const epoch = this.sender.open(bytes, atomic);
+      assert(epoch === capturing.epoch, 'epochs are opened in the order of their captures');
+      if (this.#oldestSinceNs === Number.POSITIVE_INFINITY) this.#oldestSinceNs = nowNs;
+    } else {
+      this.#giveBack(capturing.epoch, FAULT.CANCELLED);
+    }
+    this.#settle(nowNs);
+  }
+
+  /**
+   * The capture could not be made; its pages stay dirty. It is tried again after a while. The guest runs on, unless the
+   * capture was to be atomic.
+   */
+  captureFailed(nowNs: number): void {
+    const capturing = this.#capturing;
+    if (capturing === undefined) return;
+    this.#capturing = undefined;
+    this.#stopped = capturing.atomic;
+    this.#captureAtNs = nowNs + this.#config.reconnectNs;
+    this.tap.returnFrom(capturing.epoch);
+    this.policy.returned(nowNs);
+    this.#settle(nowNs);
+  }
+
+  /** A chunk of the epoch being encoded. False: drop it. */
+  chunk(epoch: number, chunk: number, nowNs: number): boolean {
+    const taken = this.sender.chunk(epoch, chunk);
+    this.#settle(nowNs);
+    return taken;
+  }
+
+  /** All chunks of the epoch have been given. False: the epoch is gone. */
+  sealed(epoch: number, manifest: Manifest, nowNs: number): boolean {
+    const taken = this.sender.sealed(epoch, manifest);
+    this.#settle(nowNs);
+    return taken;
+  }
+
+  /** A chunk of the first copy. */
+  syncChunk(chunk: number, nowNs: number): void {
+    this.sender.syncChunk(chunk);
+    this.#settle(nowNs);
+  }
+
+  /** The tap holds one more output; its `onHeld`. */
+  held(nowNs: number): void {
+    this.policy.held(nowNs);
+  }
+
+  /** An output found the tap full. The device keeps it and tries again on the sink's `released`. */
+  tapFull(nowNs: number): void {
+    this.policy.tapFull();
+    this.#settle(nowNs);
+  }
+
+  /** A released block request is done; the shell completes it towards the guest. */
+  blockDone(device: number, tag: number, nowNs: number): void {
+    this.tap.blockDone(device, tag);
+    this.#settle(nowNs);
+  }
+
+  // --- authority
+
+  /** The arbiter has answered. */
+  arbiterAnswer(answer: ArbiterAnswer, nowNs: number): void {
+    this.authority.answer(answer, nowNs);
+    this.#settle(nowNs);
+  }
+
+  /** A lease arbiter has extended the lease to `untilNs`. */
+  leaseExtended(untilNs: number, nowNs: number): void {
+    this.authority.lease(untilNs);
+    this.#settle(nowNs);
+  }
+
+  /** An operator takes the responsibility for going on without the peer. */
+  operatorGoOn(nowNs: number): void {
+    this.authority.operatorGoOn(nowNs);
+    if (this.#intent?.kind === 'hand' && !this.#config.authority.arbiter) this.#abandonHandover();
+    this.#settle(nowNs);
+  }
+
+  /** Protection is wanted (again), with whatever peer the shell connects to. */
+  protect(nowNs: number): void {
+    this.#protect = true;
+    this.#refused = false;
+    this.#settle(nowNs);
+  }
+
+  /**
+   * Planned switch-over. The guest stands still from the final capture on; block requests that are done after it
+   * are reported with {@link blockDone} as ever, but not completed towards the guest: the survivor does them again.
+   * False: there is no standby that could take over now.
+   */
+  switchover(nowNs: number): boolean {
+    if (this.#phase !== 'protected' || this.#intent !== undefined) return false;
+    this.#intent = { kind: 'hand' };
+    this.#finalAcked = false;
+    this.policy.force();
+    this.#settle(nowNs);
+    return true;
+  }
+
+  /**
+   * Somebody connected to this end and said HELLO, although a primary runs here: an old primary that does not know
+   * yet, or the new one looking for a standby. @returns the answer; close behind it
+   */
+  stranger(hello: Hello, nowNs: number): NackMessage {
+    const { generation } = this.sender;
+    const newer = hello.vm === this.#config.hello.vm && hello.generation > generation;
+    if (newer && !this.#isOver()) {
+      this.#fence(hello.generation);
+      this.#settle(nowNs);
+    }
+    const { code, sentence } = fault(newer ? FAULT.STATE_INVALID : FAULT.TAKEN_OVER);
+    return { cmd: 'NACK', generation, id: 0, seq: 0, code, sentence };
+  }
+
+  /**
+   * The guest has switched itself off, or an operator ends it. It stands still already.
+   * False: it is being handed over, and its end is the survivor's business.
+   */
+  end(reason: EndReason, nowNs: number): boolean {
+    if (this.#isOver() || this.authority.handing) return false;
+    this.#intent = { kind: 'end', reason };
+    this.#finalAcked = false;
+    this.#stopped = true;
+    this.policy.force();
+    this.#settle(nowNs);
+    return true;
+  }
+
+  /** Time passes; called at least every liveness interval and at {@link EpochPolicy.nextNs}. */
+  tick(nowNs: number): void {
+    if (this.#phase === 'fenced' || this.#phase === 'over') return;
+    if (this.#connected) {
+      if (this.#liveness.sendDue(nowNs)) this.sender.heartbeat();
+      const since = Math.min(this.#oldestSinceNs, this.#answerDueSinceNs);
+      const overdue = nowNs - since >= this.#config.ackDeadlineNs;
+      if (this.#liveness.silent(nowNs) || overdue) {
+        this.#drainSender(nowNs);
+        this.out.push({
+          type: 'close',
+          code: FAULT.PEER_SILENT,
+          sentence: 'The standby is silent.',
+        });
+        this.#connectionLost(nowNs);
+        this.sender.disconnected();
+      }
+    }
+    this.authority.tick(nowNs);
+    this.#settle(nowNs);
+  }
+
+  // --- inside
+
+  /** Brings everything in line after an event. */
+  #settle(nowNs: number): void {
+    this.#drainSender(nowNs);
+    if (this.#phase === 'fenced' || this.#phase === 'over') return;
+    if (this.authority.fencedBy !== 0) {
+      // After a hand-over the next generation is the standby's, as it should be.
+      const handed = this.#intent?.kind === 'hand' && this.#takingBack;
+      if (handed && this.authority.fencedBy === this.sender.generation + 1) {
+        this.#over('handed-over');
+      } else this.#fence(this.authority.fencedBy);
+      return;
+    }
+    this.#seekAuthority(nowNs);
+    this.#drainSender(nowNs);
+    this.#flushOutputs(nowNs);
+    this.#finish(nowNs);
+    this.#drainSender(nowNs);
+    this.#drainArbiter();
+    if (this.#isOver()) return;
+    this.#connect(nowNs);
+    this.#capture(nowNs);
+    this.#enter(this.#phaseNow());
+  }
+
+  #drainSender(nowNs: number): void {
+    for (let e = this.#senderOut.shift(); e !== undefined; e = this.#senderOut.shift()) {
+      switch (e.type) {
+        case 'opened':
+          this.#streamOpen = true;
+          this.#answerDueSinceNs = Number.POSITIVE_INFINITY;
+          this.#ready = e.mode === 'resume';
+          this.#ackedSinceOpen = false;
+          this.#lostSinceNs = Number.POSITIVE_INFINITY;
+          this.authority.peerBack();
+          if (this.#ready) this.policy.force();
+          else if (this.#intent !== undefined) {
+            this.#peerIsEmpty(nowNs);
+            continue;
+          }
+          break;
+        case 'acked':
+          this.#ackedEpoch = e.epoch;
+          this.#ackedSinceOpen = this.#streamOpen;
+          this.#oldestSinceNs = this.sender.inFlight > 0 ? nowNs : Number.POSITIVE_INFINITY;
+          if (this.#streamOpen) this.#inSync(nowNs);
+          if (e.atomic) this.#atomicAcked();
+          break;
+        case 'returned':
+          this.#returned(e.fromEpoch, nowNs);
+          break;
+        case 'superseded':
+          this.out.push(e);
+          this.#fence(e.generation);
+          continue;
+        case 'refused':
+          this.#refused = true;
+          break;
+        case 'ended':
+        case 'handed-over':
+          this.#over(e.type);
+          break;
+        case 'close':
+          this.#connectionLost(nowNs);
+          break;
+        default:
+          break;
+      }
+      this.out.push(e);
+    }
+  }
+
+  /** A standby without state, when the guest stands still for its end or hand-over: not worth a first copy. */
+  #peerIsEmpty(nowNs: number): void {
+    const sentence = 'The standby holds no state, and the guest stands still.';
+    this.out.push({ type: 'close', code: FAULT.CANCELLED, sentence });
+    this.#connectionLost(nowNs);
+    this.sender.disconnected();
+    this.#endAlone = true;
+  }
+
+  #inSync(nowNs: number): void {
+    const peer = this.sender.peer!;
+    this.authority.peerInSync(peer.instance, nowNs);
+    if (!this.#config.authority.arbiter && peer.onPeerLoss === ON_PEER_LOSS.takeover) {
+      this.sender.expectedInstance = peer.instance;
+    }
+  }
+
+  #atomicAcked(): void {
+    if (this.#intent === undefined) {
+      this.#stopped = false;
+      this.out.push({ type: 'run' });
+    } else {
+      this.#finalAcked = true;
+    }
+  }
+
+  #returned(fromEpoch: number, nowNs: number): void {
+    this.tap.returnFrom(fromEpoch);
+    if (this.tap.uncovered) this.policy.returned(nowNs);
+    if (this.sender.inFlight === 0) this.#oldestSinceNs = Number.POSITIVE_INFINITY;
+    if (this.#intent !== undefined) this.policy.force();
+    else if (this.#stopped && this.#capturing === undefined) {
+      this.#stopped = false;
+      this.out.push({ type: 'run' });
+    }
+  }
+
+  #giveBack(epoch: number, code: FaultCode): void {
+    this.out.push({ type: 'returned', fromEpoch: epoch, code });
+    this.sender.skipEpoch(epoch);
+    this.tap.returnFrom(epoch);
+    if (this.#intent === undefined && this.#stopped) {
+      this.#stopped = false;
+      this.out.push({ type: 'run' });
+    }
+  }
+
+  #connectionLost(nowNs: number): void {
+    this.#connected = false;
+    this.#streamOpen = false;
+    this.#ready = false;
+    this.#connectAtNs = nowNs + this.#config.reconnectNs;
+    this.#oldestSinceNs = Number.POSITIVE_INFINITY;
+    this.#answerDueSinceNs = Number.POSITIVE_INFINITY;
+    if (this.#lostSinceNs === Number.POSITIVE_INFINITY) this.#lostSinceNs = nowNs;
+  }
+
+  /** A lost peer, for longer than the grace: may the guest go on alone? */
+  #seekAuthority(nowNs: number): void {
+    if (this.#takingBack) {
+      if (this.authority.recorded === '') this.#abandonHandover();
+      return;
+    }
+    if (this.#passing || this.#streamOpen) return;
+    if (nowNs - this.#lostSinceNs < this.#config.graceNs) return;
+    if (this.#intent?.kind === 'hand' && this.#config.authority.arbiter) {
+      if (this.authority.handing) {
+        this.#takingBack = true;
+        this.authority.takeBack(nowNs);
+      } else this.#abandonHandover();
+      return;
+    }
+    // A guest that has ended does not run on; where an arbiter can exclude the standby, nobody need be asked.
+    if (this.#intent?.kind === 'end' && this.#config.authority.arbiter) {
+      this.authority.operatorGoOn(nowNs);
+    }
+    this.authority.goAlone(nowNs);
+    if (!this.mayPass()) return;
+    this.#passing = true;
+    this.sender.expectedInstance = '';
+    this.#lostSinceNs = Number.POSITIVE_INFINITY;
+    if (this.#intent?.kind === 'hand') this.#intent = undefined;
+    this.sender.abandonPeer();
+  }
+
+  /** The guest stays here after all, and runs on. */
+  #abandonHandover(): void {
+    this.#intent = undefined;
+    this.#endAlone = false;
+    this.#takingBack = false;
+    this.#finalAcked = false;
+    if (this.#capturing !== undefined || !this.#stopped) return;
+    this.#stopped = false;
+    this.out.push({ type: 'run' });
+  }
+
+  /** Whether outputs may leave without an ACK (R3). */
+  protected mayPass(): boolean {
+    return this.authority.mayRunAlone;
+  }
+
+  /** What may leave, leaves. */
+  #flushOutputs(nowNs: number): void {
+    const lease = this.authority.leaseValid(nowNs);
+    if (!lease) {
+      this.tap.holding = true;
+      return;
+    }
+    if (this.#passing) {
+      this.tap.releaseAll();
+      this.tap.holding = false;
+    } else {
+      this.tap.release(this.releasableEpoch(this.#ackedEpoch));
+    }
+    if (this.#stopped && this.#passing && this.#intent === undefined && !this.#capturing) {
+      this.#stopped = false;
+      this.out.push({ type: 'run' });
+    }
+  }
+
+  /** The last epoch whose outputs may leave: the last one acknowledged (R1). */
+  protected releasableEpoch(ackedEpoch: number): number {
+    return ackedEpoch;
+  }
+
+  /** Hand-over and end: one step further, if one is possible. */
+  #finish(nowNs: number): void {
+    const intent = this.#intent;
+    if (intent === undefined) return;
+    const drained = this.tap.heldCount === 0 && this.tap.blockCount === 0;
+    if (intent.kind === 'end' && this.#passing && drained) {
+      // Nobody is protected: the record says so, or there is no peer at all.
+      this.#over('ended');
+      return;
+    }
+    if (this.#takingBack || !this.#finalAcked || !drained || this.sender.inFlight > 0) return;
+    if (intent.kind === 'hand') {
+      const { arbiter } = this.#config.authority;
+      if (!this.authority.handed && (arbiter || this.sender.state === 'stream')) {
+        this.authority.hand(nowNs);
+      }
+      if (!this.authority.handed) return;
+      // From here on the guest never runs here again, whatever becomes of the message.
+      if (this.sender.state === 'stream') {
+        this.sender.handOver(this.sender.generation + 1);
+        this.#answerDueSinceNs = nowNs;
+      }
+    } else if (this.sender.state === 'stream') {
+      this.sender.end(intent.reason);
+      this.#answerDueSinceNs = nowNs;
+    }
+  }
+
+  #isOver(): boolean {
+    return this.#phase === 'over' || this.#phase === 'fenced';
+  }
+
+  #connect(nowNs: number): void {
+    if (this.#connected || !this.#protect || this.#refused) return;
+    // Whoever has the guest now is for the arbiter to say, before anybody is synchronised.
+    if (this.#intent !== undefined && this.#endAlone) return;
+    if (this.#config.authority.arbiter && (this.authority.handing || this.#takingBack)) return;
+    if (nowNs < this.#connectAtNs) return;
+    this.#connectAtNs = nowNs + this.#config.reconnectNs;
+    this.out.push({ type: 'connect' });
+  }
+
+  #capture(nowNs: number): void {
+    if (!this.#ready || this.#capturing !== undefined || !this.sender.canOpen) return;
+    if (nowNs < this.#captureAtNs) return;
+    if (this.authority.handed || (this.#stopped && this.#intent === undefined)) return;
+    if (this.#intent !== undefined && this.#finalAcked) return;
+    const reason = this.#intent === undefined ? this.policy.due(nowNs) : 'forced';
+    if (reason === undefined) {
+      if (this.policy.preCopyDue(nowNs)) this.out.push({ type: 'pre-copy' });
+      return;
+    }
+    const atomic = this.#intent !== undefined;
+    const epoch = this.sender.nextEpoch;
+    this.#capturing = { epoch, atomic };
+    this.out.push({ type: 'capture', epoch, atomic, reason });
+  }
+
+  #phaseNow(): PrimaryPhase {
+    if (this.#isOver()) return this.#phase;
+    if (this.#intent?.kind === 'hand') return 'handing';
+    if (this.#intent?.kind === 'end') return 'ending';
+    if (this.#streamOpen) {
+      const peer = this.sender.peer;
+      const onRecord = peer !== undefined && this.authority.recorded === peer.instance;
+      return !this.#passing && onRecord && this.#ackedSinceOpen ? 'protected' : 'joining';
+    }
+    return this.#passing ? 'alone' : 'lost';
+  }
+
+  #enter(phase: PrimaryPhase, sentence = ''): void {
+    if (phase === this.#phase) return;
+    this.#phase = phase;
+    const why =
+      phase === 'lost' && this.authority.waitsForOperator
+        ? 'The standby is lost; outputs wait for it or for an operator.'
+        : sentence;
+    this.out.push({ type: 'phase', phase, sentence: why });
+  }
+
+  #fence(generation: number): void {
+    if (this.#phase === 'over') return;
+    this.tap.holding = true;
+    this.tap.drop();
+    this.#passing = false;
+    this.sender.shutDown();
+    this.#enter('fenced', `Generation ${generation} of this guest runs elsewhere.`);
+    this.out.push({ type: 'fence', generation });
+    for (let e = this.#senderOut.shift(); e !== undefined; e = this.#senderOut.shift()) {
+      this.out.push(e);
+    }
+  }
+
+  #over(why: 'ended' | 'handed-over'): void {
+    if (this.#isOver()) return;
+    this.tap.holding = true;
+    this.sender.shutDown();
+    this.#enter('over');
+    this.out.push({ type: 'over', why });
+  }
+
+  #drainArbiter(): void {
+    for (let e = this.#arbiterOut.shift(); e !== undefined; e = this.#arbiterOut.shift()) {
+      this.out.push(e);
+    }
+  }
+}

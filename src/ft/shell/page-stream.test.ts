@@ -1,0 +1,189 @@
+// What a primary encodes and a standby decodes, with the native code at both ends: memory must be the same after each commit,
+// whatever was returned or damaged in between, and a damaged transaction must change nothing.
+import { describe, expect, it } from 'vitest';
+import { Prng } from '../../base/prng.ts';
+import { loadAddon } from '../../kvm/addon.ts';
+import { MemoryMapHandle } from '../../kvm/memory-map.ts';
+import type { NativeKvm } from '../../kvm/native.ts';
+import { loadNativeIo } from '../../kvm/native-io.ts';
+import { GuestMemory } from '../../memory/guest-memory.ts';
+import type { EventTap } from '../core/event-tap.ts';
+import { EventTap as Tap } from '../core/event-tap.ts';
+import type { Manifest } from '../wire/message.ts';
+import { Epoch } from './epoch.ts';
+import type { ReplicatedGuest } from './guest.ts';
+import { PageSender } from './page-sender.ts';
+import { Staging } from './staging.ts';
+import { StandbyStore } from './standby-store.ts';
+
+const PAGES = 512;
+const io = loadNativeIo();
+const addon = loadAddon() as NativeKvm;
+
+interface Side {
+  readonly bytes: Uint8Array;
+  readonly guest: ReplicatedGuest;
+}
+
+function side(check: (container: Uint8Array) => void = () => {}): Side {
+  const buffer = new ArrayBuffer(PAGES * 4096);
+  const map = new MemoryMapHandle(new addon.MemoryMap());
+  map.addRange(0, buffer);
+  const guest = {
+    memory: new GuestMemory([{ base: 0, buffer }]),
+    map,
+    checkContainer: check,
+  } as unknown as ReplicatedGuest;
+  return { bytes: new Uint8Array(buffer), guest };
+}
+
+function emptyLog(): Uint8Array {
+  const tap: EventTap = new Tap(
+    { bytesMax: 1024, entriesMax: 8, blockMax: 1, triggersMax: 1 },
+    { frame: () => {}, console: () => {}, block: () => {}, released: () => {} },
+    () => {},
+  );
+  const log = new Uint8Array(tap.logBytes);
+  tap.writeLog(log, 0);
+  return log;
+}
+
+class Stream {
+  readonly primary = side();
+  readonly standby = side();
+  readonly sender = new PageSender(io, 256);
+  readonly staging = new Staging(4);
+  readonly store = new StandbyStore(this.standby.guest, io, 4096);
+  readonly dirty = new Set<number>();
+  #epoch = 0;
+
+  write(page: number, fill: (page: Uint8Array) => void): void {
+    fill(this.primary.bytes.subarray(page * 4096, (page + 1) * 4096));
+    this.dirty.add(page);
+  }
+
+  capture(container: Uint8Array): Epoch {
+    const pages = Uint32Array.from([...this.dirty].sort((a, b) => a - b));
+    this.dirty.clear();
+    const { staging, primary } = this;
+    const epoch = new Epoch(++this.#epoch, pages, container, emptyLog(), staging, primary.guest);
+    expect(epoch.copyPages()).toBe(true);
+    return epoch;
+  }
+
+  /** Encodes an epoch whole. */
+  async encode(epoch: Epoch): Promise<{ frames: Uint8Array[]; manifest: Manifest }> {
+    const frames: Uint8Array[] = [];
+    return new Promise((resolve) => {
+      this.sender.sendEpoch(epoch, this.staging.bytes, {
+        chunk: (_number, chunk) => {
+          frames.push(this.sender.pool.content(chunk).slice());
+          this.sender.pool.release(chunk);
+          return true;
+        },
+        sealed: (_number, manifest) => {
+          resolve({ frames, manifest });
+          return true;
+        },
+      });
+    });
+  }
+
+  /** The epoch never committed. */
+  giveBack(epoch: Epoch): void {
+    for (const page of epoch.pages) this.dirty.add(page);
+    this.sender.forget(epoch.pages, epoch.done);
+    epoch.dispose();
+  }
+}
+
+describe('the stream of pages', () => {
+  it('makes the standby equal after each commit, through returns and damage', async () => {
+    const seed = Date.now() % 1e9;
+    const random = new Prng(seed);
+    const stream = new Stream();
+    const { standby, store } = stream;
+    const fills: ((page: Uint8Array) => void)[] = [
+      (page) => page.fill(0),
+      (page) => page.fill(random.below(256)),
+      (page) => {
+        for (let i = 0; i < 4096; i++) page[i] = random.below(256);
+      },
+      (page) => {
+        for (let i = 0; i < 5; i++) page[random.below(4096)] = random.below(256);
+      },
+      () => {},
+    ];
+    for (let id = 1; id <= 30; ) {
+      for (let i = random.below(60); i > 0; i--) {
+        stream.write(random.below(PAGES), random.pick(fills));
+      }
+      const container = Uint8Array.from({ length: random.between(1, 3000) }, (_, i) => i + id);
+      const wanted = stream.primary.bytes.slice();
+      const epoch = stream.capture(container);
+      // The guest runs on while the epoch is encoded.
+      for (let i = random.below(10); i > 0; i--) {
+        stream.write(random.below(PAGES), random.pick(fills));
+      }
+      const { frames, manifest } = await stream.encode(epoch);
+      const fate = random.below(4);
+      if (fate === 0) {
+        stream.giveBack(epoch);
+        continue;
+      }
+      const before = standby.bytes.slice();
+      if (fate === 1) {
+        const frame = random.pick(frames);
+        frame[random.below(frame.length)]! ^= 1 << random.below(8);
+        for (const each of frames) store.stage(id, each);
+        expect(store.validate(id, manifest), `seed ${seed}`).toBeDefined();
+        store.discard(id);
+        expect(Buffer.compare(standby.bytes, before)).toBe(0);
+        stream.giveBack(epoch);
+        continue;
+      }
+      for (const each of frames) store.stage(id, each);
+      expect(store.validate(id, manifest), `seed ${seed}`).toBeUndefined();
+      expect(Buffer.compare(standby.bytes, before)).toBe(0);
+      store.committed(id);
+      store.apply(id, 0);
+      epoch.dispose();
+      expect(Buffer.compare(standby.bytes, wanted), `seed ${seed}, transaction ${id}`).toBe(0);
+      expect(Buffer.compare(store.container!, container)).toBe(0);
+      id++;
+    }
+    expect(stream.staging.freePages).toBe(4 * 512);
+  });
+
+  it('takes no transaction that lacks a part, repeats one, or whose state cannot be loaded', async () => {
+    const stream = new Stream();
+    stream.write(3, (page) => page.fill(7));
+    const { frames, manifest } = await stream.encode(stream.capture(new Uint8Array(100)));
+    const { store } = stream;
+    const tryFrames = (given: readonly Uint8Array[], more: Partial<Manifest> = {}): unknown => {
+      const crc = given.reduce((sum, frame) => io.crc32c(frame, 0, frame.length, sum), 0);
+      for (const frame of given) store.stage(1, frame);
+      const wrong = store.validate(1, { ...manifest, crc, sections: given.length, ...more });
+      store.discard(1);
+      return wrong;
+    };
+    expect(tryFrames(frames)).toBeUndefined();
+    for (let i = 0; i < frames.length; i++) {
+      const without = frames.filter((_, at) => at !== i);
+      expect(tryFrames(without), `without ${i}`).toBeDefined();
+      expect(tryFrames([...frames.slice(0, i + 1), ...frames.slice(i)])).toBeDefined();
+    }
+    expect(tryFrames(frames, { pages: 2 })).toBeDefined();
+    expect(tryFrames(frames, { pages: PAGES + 1 })).toBeDefined();
+    expect(store.validate(9, manifest)).toBeDefined();
+    const strict = new StandbyStore(
+      side(() => {
+        throw new Error('no such device');
+      }).guest,
+      io,
+      4096,
+    );
+    for (const frame of frames) strict.stage(1, frame);
+    expect(strict.validate(1, manifest)?.sentence).toMatch(/no such device/);
+  });
+});

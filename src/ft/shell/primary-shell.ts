@@ -1,0 +1,500 @@
+/**
+ * Carries out what the primary's state machine (ft/core/primary.ts) decides: takes checkpoints, moves bytes, asks the arbiter,
+ * keeps time. One for each run of a guest; without a peer it only holds the seams and does nothing (R6).
+ *
+ * Everything happens on the event loop. Events of devices (an output was held) are noted and handled in the loop's next
+ * turn, never inside a vCPU's exit, because a checkpoint has to stop the vCPUs.
+ */
+import { assert } from '../../base/assert.ts';
+import { messageOf } from '../../base/error.ts';
+import type { Logger } from '../../base/log.ts';
+import type { NativeIo } from '../../kvm/native-io.ts';
+import { PAGE_SIZE } from '../../memory/dirty-set.ts';
+import {
+  Primary,
+  type PrimaryConfig,
+  type PrimaryEffect,
+  type PrimaryPhase,
+} from '../core/primary.ts';
+import type { END_REASON } from '../wire/spec.ts';
+import type { Arbiter } from './arbiter.ts';
+import { Epoch } from './epoch.ts';
+import { FirstCopy, type SyncProgress } from './first-copy.ts';
+import type { ReplicatedGuest } from './guest.ts';
+import type { LinkOptions } from './link.ts';
+import type { Outputs } from './outputs.ts';
+import { PageSender } from './page-sender.ts';
+import { PeerConnection } from './peer-connection.ts';
+import { Staging } from './staging.ts';
+
+/** Blocks of staging: 128 MiB of copied pages in all. */
+const STAGING_BLOCKS = 64;
+/** Longest time between two looks at the clock. */
+const TICK_NS = 50e6;
+/** From a standby's refusal to the next try. */
+const REFUSED_RETRY_MS = 5000;
+/** Contents kept for deltas, at most: 64 Ki pages, 256 MiB. */
+const CACHE_PAGES_MAX = 65536;
+
+/** What the primary needs. */
+export interface PrimaryShellOptions {
+  readonly guest: ReplicatedGuest;
+  readonly outputs: Outputs;
+  readonly io: NativeIo;
+  readonly log: Logger;
+  readonly config: PrimaryConfig;
+  readonly arbiter: Arbiter | undefined;
+  /** Where the standby listens. */
+  readonly peer: LinkOptions | undefined;
+  /** The guest may stand still this long at the end of the first copy. */
+  readonly maxDowntimeNs: number;
+  /** First message of each connection, and the boot images it names, by number. */
+  readonly introduction: Uint8Array;
+  readonly images: readonly Uint8Array[];
+  readonly events: PrimaryShellEvents;
+}
+
+/** What the owner hears. */
+export interface PrimaryShellEvents {
+  phase(phase: PrimaryPhase, sentence: string): void;
+  /** The guest must never run here again: another generation runs it. */
+  fenced(generation: number): void;
+  /** The guest's run is over here: everything it showed is out. */
+  over(why: 'ended' | 'handed-over'): void;
+  /** The first copy's progress. */
+  syncProgress(progress: SyncProgress): void;
+}
+
+/** Figures for the status line. */
+export interface PrimaryFigures {
+  readonly phase: PrimaryPhase;
+  readonly generation: number;
+  readonly epochs: number;
+  readonly ackedEpochs: number;
+  readonly inFlight: number;
+  readonly lastPauseNs: number;
+  readonly lastPages: number;
+  readonly outputDelayNs: number;
+  readonly heldOutputs: number;
+  readonly sentBytes: number;
+}
+
+/** See the module's head. */
+export class PrimaryShell {
+  readonly primary: Primary;
+  readonly #o: PrimaryShellOptions;
+  readonly #link: PeerConnection | undefined;
+  readonly #sender: PageSender;
+  readonly #staging = new Staging(STAGING_BLOCKS);
+  readonly #timer: { arm(deadlineNs: number): void; cancel(): void; close(): void };
+  readonly #epochs = new Map<number, Epoch>();
+  readonly #harvest: Uint32Array;
+  #scheduled = false;
+  #running = false;
+  #closed = false;
+  #logging = false;
+  #copy: FirstCopy | undefined;
+  /** The guest stands still until an ACK (or for good), and whether it is to run after that. */
+  #still = false;
+  #runAfter = false;
+  readonly #afterStill: (() => void)[] = [];
+  #refusal = '';
+  #arbiterSaid = '';
+  #retry: NodeJS.Timeout | undefined;
+  #epochCount = 0;
+  #ackedCount = 0;
+  #lastPauseNs = 0;
+  #lastPages = 0;
+  #sealedAtNs = new Map<number, number>();
+  #outputDelayNs = 0;
+
+  constructor(options: PrimaryShellOptions) {
+    this.#o = options;
+    const { guest, outputs, io, config, peer } = options;
+    this.primary = new Primary(config, outputs.tap);
+    const frames = guest.memory.totalBytes / PAGE_SIZE;
+    this.#harvest = new Uint32Array(frames);
+    this.#sender = new PageSender(io, Math.min(frames, CACHE_PAGES_MAX));
+    const timer = new io.PreciseTimer(() => this.#tick());
+    timer.keepAlive(false);
+    this.#timer = timer;
+    outputs.setEvents({
+      held: () => {
+        this.primary.held(this.#now());
+        this.#schedule();
+      },
+      tapFull: () => {
+        this.primary.tapFull(this.#now());
+        this.#schedule();
+      },
+      blockDone: (device, tag) => {
+        this.primary.blockDone(device, tag, this.#now());
+        this.#schedule();
+      },
+    });
+    if (peer !== undefined) {
+      const { log, introduction, images } = options;
+      this.#link = new PeerConnection(
+        { peer, io, log, introduction, images, sender: this.#sender },
+        {
+          connected: () => this.primary.connected(this.#now()),
+          message: (message) => this.primary.message(message, this.#now()),
+          fault: (fault) => this.primary.decodeFault(fault, this.#now()),
+          disconnected: () => this.#disconnected(),
+          settled: () => this.#run(),
+        },
+      );
+    }
+  }
+
+  #now(): number {
+    return this.#o.io.monotonicNs();
+  }
+
+  /** Begins: from now on the guest may run. */
+  start(): void {
+    this.#tick();
+  }
+
+  /** Planned switch-over; false when there is no standby that could take over now. */
+  switchover(): boolean {
+    const begun = this.primary.switchover(this.#now());
+    this.#run();
+    return begun;
+  }
+
+  /** The guest has ended (it stands still already): the peer is told, then `over` follows. */
+  end(reason: (typeof END_REASON)[keyof typeof END_REASON]): void {
+    this.#still = true;
+    this.#runAfter = false;
+    this.primary.end(reason, this.#now());
+    this.#run();
+  }
+
+  /** An operator stops the guest in place; checkpoints do not let it go on. */
+  pauseGuest(): void {
+    if (this.#still) this.#runAfter = false;
+    else this.#o.guest.pause();
+  }
+
+  /** Runs `change` to the guest's memory or devices now, or when the checkpoint that is being copied out of them is through. */
+  whenWhole(change: () => void): void {
+    if (this.#still) this.#afterStill.push(change);
+    else change();
+  }
+
+  /** An operator lets it go on; at once, or when the commit that it stands still for is through. */
+  resumeGuest(): void {
+    if (this.#still) this.#runAfter = true;
+    else this.#o.guest.resume();
+  }
+
+  /** An operator takes the responsibility for going on without the peer. */
+  operatorGoOn(): void {
+    this.primary.operatorGoOn(this.#now());
+    this.#run();
+  }
+
+  figures(): PrimaryFigures {
+    const { primary } = this;
+    return {
+      phase: primary.phase,
+      generation: primary.sender.generation,
+      epochs: this.#epochCount,
+      ackedEpochs: this.#ackedCount,
+      inFlight: primary.sender.inFlight,
+      lastPauseNs: this.#lastPauseNs,
+      lastPages: this.#lastPages,
+      outputDelayNs: this.#outputDelayNs,
+      heldOutputs: primary.tap.heldCount,
+      sentBytes: this.#link?.sentBytes ?? 0,
+    };
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#timer.close();
+    clearTimeout(this.#retry);
+    this.#link?.close();
+    for (const epoch of this.#epochs.values()) epoch.dispose();
+  }
+
+  // --- the loop
+
+  /** Handles what was noted, in the loop's next turn. */
+  #schedule(): void {
+    if (this.#scheduled || this.#closed) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      this.#tick();
+    });
+  }
+
+  #tick(): void {
+    if (this.#closed) return;
+    this.primary.tick(this.#now());
+    this.#run();
+  }
+
+  /** Carries out effects, in order, until there are none; then sleeps until something is due. */
+  #run(): void {
+    if (this.#running || this.#closed) return;
+    this.#running = true;
+    try {
+      for (let e = this.primary.out.shift(); e !== undefined; e = this.primary.out.shift()) {
+        this.#perform(e);
+      }
+    } finally {
+      this.#running = false;
+    }
+    if (this.#closed) return;
+    const now = this.#now();
+    const due =
+      this.primary.phase === 'alone' ? Number.POSITIVE_INFINITY : this.primary.policy.nextNs(now);
+    // A due capture that cannot be taken now (epochs in flight) is taken at the next ACK, not by polling.
+    this.#timer.arm(due > now ? Math.min(due, now + TICK_NS) : now + TICK_NS);
+  }
+
+  #perform(e: PrimaryEffect): void {
+    switch (e.type) {
+      case 'send':
+        this.#link?.send(e.message, e.chunk);
+        break;
+      case 'close':
+        this.#o.log.info(`the connection to the standby is closed: ${e.sentence}`);
+        this.#link?.drop();
+        break;
+      case 'connect':
+        this.#link?.connect();
+        break;
+      case 'agreed':
+        this.#link?.agreed();
+        break;
+      case 'opened':
+        this.#opened(e.mode);
+        break;
+      case 'capture':
+        this.#capture(e.epoch, e.atomic);
+        break;
+      case 'encode': {
+        const epoch = this.#epochs.get(e.epoch);
+        assert(epoch !== undefined, 'only a captured epoch is encoded');
+        this.#sender.sendEpoch(epoch, this.#staging.bytes, {
+          chunk: (number, chunk) => {
+            const taken = this.primary.chunk(number, chunk, this.#now());
+            this.#run();
+            return taken;
+          },
+          sealed: (number, manifest) => {
+            const taken = this.primary.sealed(number, manifest, this.#now());
+            this.#run();
+            return taken;
+          },
+        });
+        break;
+      }
+      case 'acked':
+        this.#acked(e.epoch);
+        break;
+      case 'returned':
+        this.#returned(e.fromEpoch);
+        break;
+      case 'run':
+        this.#still = false;
+        for (const change of this.#afterStill.splice(0)) change();
+        if (this.#runAfter) this.#o.guest.resume();
+        break;
+      case 'pre-copy':
+        // Not taken up: a page copied ahead would be copied again when the guest writes it before the capture.
+        break;
+      case 'arbiter':
+        this.#ask(e.ticket, e.request);
+        break;
+      case 'superseded':
+        this.#o.log.error(`generation ${e.generation} of this guest runs elsewhere`);
+        break;
+      case 'refused':
+        this.#refused(e.sentence);
+        break;
+      case 'ended':
+      case 'handed-over':
+        break;
+      case 'fence':
+        this.#still = true;
+        this.#runAfter = false;
+        this.#o.guest.pause();
+        this.#o.events.fenced(e.generation);
+        break;
+      case 'over':
+        this.#o.events.over(e.why);
+        break;
+      case 'phase':
+        this.#phase(e.phase, e.sentence);
+        break;
+    }
+  }
+
+  #phase(phase: PrimaryPhase, sentence: string): void {
+    if (phase === 'alone' && this.#logging && this.#copy === undefined) {
+      this.#o.guest.setDirtyLog(false);
+      this.#logging = false;
+      // What is written from here on is not recorded, so no standby can go on from what it holds.
+      this.primary.sender.forceFull();
+    }
+    this.#o.events.phase(phase, sentence);
+  }
+
+  /** The standby cannot protect this guest as it is. It may be started anew with what it lacks, so it is asked again. */
+  #refused(sentence: string): void {
+    if (sentence !== this.#refusal) {
+      this.#o.log.error(
+        `the standby refuses this guest: ${sentence} (trying again every ${REFUSED_RETRY_MS / 1000} s)`,
+      );
+    }
+    this.#refusal = sentence;
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => {
+      if (this.#closed) return;
+      this.primary.protect(this.#now());
+      this.#run();
+    }, REFUSED_RETRY_MS);
+    this.#retry.unref();
+  }
+
+  async #ask(ticket: number, request: Parameters<Arbiter['request']>[0]): Promise<void> {
+    const { arbiter } = this.#o;
+    assert(arbiter !== undefined, 'only a primary with an arbiter asks one');
+    const verdict = await arbiter.request(request);
+    if (this.#closed) return;
+    const said = verdict.result === 'ok' ? '' : verdict.sentence;
+    if (said !== '' && said !== this.#arbiterSaid) this.#o.log.warn(`arbiter: ${said}`);
+    this.#arbiterSaid = said;
+    this.primary.arbiterAnswer({ ticket, ...verdict }, this.#now());
+    this.#run();
+  }
+
+  // --- the connection
+
+  #disconnected(): void {
+    this.#copy = undefined;
+    this.primary.disconnected(this.#now());
+    this.#schedule();
+  }
+
+  // --- the first copy
+
+  #opened(mode: 'full' | 'resume'): void {
+    if (mode === 'resume') return;
+    const { guest } = this.#o;
+    this.#sender.restart();
+    if (!this.#logging) {
+      guest.setDirtyLog(true);
+      this.#logging = true;
+    }
+    while (guest.harvest(this.#harvest) === this.#harvest.length);
+    const { maxDowntimeNs, events } = this.#o;
+    const copy: FirstCopy = new FirstCopy(
+      {
+        guest,
+        sender: this.#sender,
+        staging: this.#staging,
+        maxDowntimeNs,
+        nowNs: () => this.#now(),
+      },
+      {
+        wanted: () => this.#copy === copy && !this.#closed && this.primary.sender.state === 'sync',
+        chunk: (chunk) => {
+          this.primary.syncChunk(chunk, this.#now());
+          this.#run();
+        },
+        progress: (progress) => events.syncProgress(progress),
+        done: (rest, late) => this.#synchronised(rest, late),
+      },
+    );
+    this.#copy = copy;
+    copy.run();
+  }
+
+  /** What is left belongs to the first transaction. */
+  #synchronised(rest: Uint32Array, late: boolean): void {
+    this.#mark(rest);
+    if (late) {
+      this.#o.log.warn(
+        'the guest writes memory faster than the link takes it: it stands still for the rest',
+      );
+    }
+    this.#copy = undefined;
+    this.primary.synchronised(this.#now());
+    this.#run();
+  }
+
+  /** Pages that were harvested and have not reached the peer: they are dirty again. */
+  #mark(pages: Uint32Array): void {
+    const { dirty } = this.#o.guest.memory;
+    for (const page of pages) dirty.mark(page * PAGE_SIZE, PAGE_SIZE);
+  }
+
+  // --- checkpoints
+
+  #capture(number: number, atomic: boolean): void {
+    const { guest, outputs, log } = this.#o;
+    const begin = this.#now();
+    if (!this.#still) this.#runAfter = guest.running;
+    guest.pause();
+    if (!this.primary.paused(this.#now())) {
+      if (this.#runAfter && !this.#still) guest.resume();
+      return;
+    }
+    const count = guest.harvest(this.#harvest);
+    const pages = this.#harvest.slice(0, count);
+    let epoch: Epoch | undefined;
+    let fits: boolean;
+    try {
+      const { tap } = outputs;
+      const logBytes = new Uint8Array(tap.logBytes);
+      tap.writeLog(logBytes, 0);
+      epoch = new Epoch(number, pages, guest.saveContainer(), logBytes, this.#staging, guest);
+      fits = epoch.copyPages();
+    } catch (error) {
+      log.error(`a checkpoint failed: ${messageOf(error)}`);
+      epoch?.dispose();
+      this.#mark(pages);
+      if (!atomic && this.#runAfter) guest.resume();
+      this.primary.captureFailed(this.#now());
+      // Without the peer: a guest whose state cannot be saved cannot be protected, and must not try in a loop.
+      this.#link?.drop();
+      return;
+    }
+    this.#epochs.set(number, epoch);
+    this.#still = atomic || !fits;
+    if (!this.#still && this.#runAfter) guest.resume();
+    const now = this.#now();
+    this.#epochCount++;
+    this.#lastPauseNs = now - begin;
+    this.#lastPages = count;
+    this.#sealedAtNs.set(number, begin);
+    this.primary.captured(epoch.bytes, count, now - begin, now, this.#still);
+  }
+
+  #acked(number: number): void {
+    this.#ackedCount++;
+    this.#epochs.get(number)?.dispose();
+    this.#epochs.delete(number);
+    const sealed = this.#sealedAtNs.get(number);
+    if (sealed !== undefined) this.#outputDelayNs = this.#now() - sealed;
+    this.#sealedAtNs.delete(number);
+  }
+
+  #returned(fromEpoch: number): void {
+    for (const [number, epoch] of this.#epochs) {
+      if (number < fromEpoch) continue;
+      this.#mark(epoch.pages);
+      this.#sender.forget(epoch.pages, epoch.done);
+      epoch.dispose();
+      this.#epochs.delete(number);
+      this.#sealedAtNs.delete(number);
+    }
+  }
+}

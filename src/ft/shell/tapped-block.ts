@@ -1,0 +1,165 @@
+/**
+ * The event-tap in front of a disk that both hosts share: while it holds, a write or flush is noted and waits, pinned in guest
+ * memory; on release it goes to the disk, and only when the disk has done it does the guest hear of it. Reads pass.
+ * A held request is never in the log: it is found again in the saved state of the device.
+ */
+
+import { assert } from '../../base/assert.ts';
+import {
+  BLOCK_OP,
+  type BlockBackend,
+  type BlockHandler,
+  type BlockInfo,
+  type BlockOp,
+} from '../../block/backend.ts';
+import { type EventTap, HELD_BLOCK } from '../core/event-tap.ts';
+
+/** What a tapped disk tells its owner. */
+export interface BlockTapEvents {
+  /** A released request is done at the disk. */
+  blockDone(device: number, tag: number): void;
+}
+
+/** State of a tag here: not ours, held by the tap, or released to the disk. */
+const PASSED = 0;
+const HELD = 1;
+const RELEASED = 2;
+
+/** See the module's head. */
+export class TappedBlock implements BlockBackend {
+  readonly #inner: BlockBackend;
+  readonly #tap: EventTap;
+  readonly #device: number;
+  readonly #events: BlockTapEvents;
+  readonly #state: Uint8Array;
+  readonly #op: Uint8Array;
+  readonly #offset: Float64Array;
+  readonly #length: Float64Array;
+  readonly #segments: Uint32Array;
+  /** Segments of tag t start at t * maxSegments. Grown to what the guest really uses, by tag. */
+  readonly #addresses: (Float64Array | undefined)[];
+  readonly #lengths: (Uint32Array | undefined)[];
+  #heldCount = 0;
+
+  #drained: (() => void) | undefined;
+
+  constructor(inner: BlockBackend, tap: EventTap, device: number, events: BlockTapEvents) {
+    this.#inner = inner;
+    this.#tap = tap;
+    this.#device = device;
+    this.#events = events;
+    const { maxRequests } = inner.info;
+    this.#state = new Uint8Array(maxRequests);
+    this.#op = new Uint8Array(maxRequests);
+    this.#offset = new Float64Array(maxRequests);
+    this.#length = new Float64Array(maxRequests);
+    this.#segments = new Uint32Array(maxRequests);
+    this.#addresses = new Array<Float64Array | undefined>(maxRequests).fill(undefined);
+    this.#lengths = new Array<Uint32Array | undefined>(maxRequests).fill(undefined);
+  }
+
+  get info(): BlockInfo {
+    return this.#inner.info;
+  }
+
+  get inFlight(): number {
+    return this.#inner.inFlight + this.#heldCount;
+  }
+
+  setHandler(handler: BlockHandler): void {
+    this.#inner.setHandler({
+      complete: (tag, result) => {
+        const released = this.#state[tag] === RELEASED;
+        this.#state[tag] = PASSED;
+        handler.complete(tag, result);
+        if (released) this.#events.blockDone(this.#device, tag);
+      },
+      batchEnd: () => {
+        handler.batchEnd();
+        this.#checkDrained();
+      },
+    });
+  }
+
+  queue(
+    tag: number,
+    op: BlockOp,
+    offsetBytes: number,
+    lengthBytes: number,
+    addresses: Float64Array,
+    lengths: Uint32Array,
+    first: number,
+    count: number,
+  ): void {
+    if (!this.#tap.holding || op === BLOCK_OP.read) {
+      this.#inner.queue(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
+      return;
+    }
+    assert(this.#state[tag] === PASSED, 'a tag in flight is not queued again');
+    let ownAddresses = this.#addresses[tag];
+    if (ownAddresses === undefined || ownAddresses.length < count) {
+      ownAddresses = new Float64Array(Math.max(count, 16));
+      this.#addresses[tag] = ownAddresses;
+      this.#lengths[tag] = new Uint32Array(ownAddresses.length);
+    }
+    const ownLengths = this.#lengths[tag]!;
+    for (let i = 0; i < count; i++) {
+      ownAddresses[i] = addresses[first + i]!;
+      ownLengths[i] = lengths[first + i]!;
+    }
+    this.#op[tag] = op;
+    this.#offset[tag] = offsetBytes;
+    this.#length[tag] = lengthBytes;
+    this.#segments[tag] = count;
+    const kind = op === BLOCK_OP.flush ? HELD_BLOCK.flush : HELD_BLOCK.write;
+    const held = this.#tap.holdBlock(this.#device, tag, kind, offsetBytes, lengthBytes);
+    assert(held, "the tap has room for every disk's every request");
+    this.#state[tag] = HELD;
+    this.#heldCount++;
+  }
+
+  submit(): void {
+    this.#inner.submit();
+  }
+
+  poll(): number {
+    return this.#inner.poll();
+  }
+
+  drain(done: () => void): void {
+    this.#drained = done;
+    this.#checkDrained();
+  }
+
+  #checkDrained(): void {
+    if (this.#drained === undefined || this.inFlight > 0) return;
+    const done = this.#drained;
+    this.#drained = undefined;
+    done();
+  }
+
+  setLeaseDeadlineNs(deadlineNs: number): void {
+    this.#inner.setLeaseDeadlineNs?.(deadlineNs);
+  }
+
+  close(): Promise<void> {
+    return this.#inner.close();
+  }
+
+  /** The tap releases request `tag`. Given to the disk by the next {@link submit}. */
+  released(tag: number): void {
+    assert(this.#state[tag] === HELD, 'only a held request is released');
+    this.#state[tag] = RELEASED;
+    this.#heldCount--;
+    this.#inner.queue(
+      tag,
+      this.#op[tag] as BlockOp,
+      this.#offset[tag]!,
+      this.#length[tag]!,
+      this.#addresses[tag]!,
+      this.#lengths[tag]!,
+      0,
+      this.#segments[tag]!,
+    );
+  }
+}

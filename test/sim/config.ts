@@ -1,0 +1,89 @@
+/** What differs from seed to seed: policy, bounds, delays, arbiter, and which faults happen at all. */
+import type { Prng } from '../../src/base/prng.ts';
+import {
+  POLICY_DEFAULTS,
+  type PolicyConfig,
+  type PolicyName,
+} from '../../src/ft/core/epoch-policy.ts';
+
+export const FAULTS = [
+  'kill-primary',
+  'kill-standby',
+  'kill-at-step',
+  'freeze',
+  'cut',
+  'partition',
+  'slow-line',
+  'meddle',
+  'flip',
+  'bad-memory',
+  'arbiter-down',
+  'disk-slow',
+  'disk-failing',
+  'switchover',
+  'power-off',
+  'hasty-order',
+] as const;
+
+export type FaultKind = (typeof FAULTS)[number];
+
+export interface Config {
+  readonly policy: PolicyConfig;
+  readonly arbiter: boolean;
+  readonly primaryGoesOn: boolean;
+  /** By policy, without an arbiter: not for guests on a shared disk, so these guests have none. */
+  readonly standbyTakesOver: boolean;
+  readonly delay: number;
+  readonly tick: number;
+  readonly guestStep: number;
+  readonly clientEvery: number;
+  readonly grace: number;
+  readonly suspect: number;
+  readonly tapBytes: number;
+  readonly tapEntries: number;
+  readonly frameBytes: number;
+  readonly transactionBytes: number;
+  readonly epochsInFlight: number;
+  readonly faultEvery: number;
+  readonly faults: readonly FaultKind[];
+  readonly safetyEnd: number;
+  readonly livenessMax: number;
+}
+
+const POLICIES: readonly PolicyName[] = ['kemari', 'periodic', 'adaptive'];
+
+/** Draws a configuration. Faults are drawn as a subset, so that rare combinations are not drowned by common ones. */
+export function drawConfig(prng: Prng): Config {
+  const arbiter = prng.chance(0.7);
+  const primaryGoesOn = prng.chance(arbiter ? 0.85 : 0.5);
+  const standbyTakesOver = !arbiter && !primaryGoesOn && prng.chance(0.5);
+  const faults = FAULTS.filter(() => prng.chance(0.35));
+  return {
+    policy: {
+      ...POLICY_DEFAULTS,
+      policy: prng.pick(POLICIES),
+      intervalNs: prng.between(150, 900),
+      gapMinNs: prng.between(20, 200),
+      idleMaxNs: 1500,
+      pauseShareMax: 0.2,
+    },
+    arbiter,
+    primaryGoesOn,
+    standbyTakesOver,
+    delay: prng.between(10, 120),
+    tick: 150,
+    guestStep: prng.between(20, 70),
+    clientEvery: prng.between(150, 500),
+    grace: prng.between(100, 1500),
+    suspect: prng.between(100, 1500),
+    tapBytes: prng.pick([256, 300, 1024]),
+    tapEntries: prng.pick([4, 8, 40]),
+    frameBytes: 2048,
+    transactionBytes: 8192,
+    epochsInFlight: prng.between(1, 4),
+    faultEvery: prng.between(500, 4000),
+    faults: faults.length > 0 ? faults : ['cut'],
+    safetyEnd: 12_000,
+    livenessMax: 40_000,
+  };
+}

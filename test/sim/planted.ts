@@ -1,0 +1,164 @@
+/**
+ * Planted bugs: what the simulator must be able to find. Each breaks one rule, in the state machines (by
+ * replacing one of their small decisions) or in the simulated shell around them. A simulator that does not find
+ * one within its stated number of seeds is broken itself; sim.test.ts asserts that it does.
+ */
+import type { EffectQueue } from '../../src/ft/core/effects.ts';
+import type { EventTap } from '../../src/ft/core/event-tap.ts';
+import { PrimaryAuthority, StandbyAuthority } from '../../src/ft/core/failover.ts';
+import { Primary, type PrimaryConfig, type PrimaryParts } from '../../src/ft/core/primary.ts';
+import { Receiver, type ReceiverEffect } from '../../src/ft/core/receiver.ts';
+import { Sender, type SenderEffect } from '../../src/ft/core/sender.ts';
+import { Standby, type StandbyConfig, type StandbyParts } from '../../src/ft/core/standby.ts';
+import { FAULT, type FaultCode } from '../../src/ft/wire/fault.ts';
+import type {
+  CommitMessage,
+  ContinueMessage,
+  Hello,
+  Manifest,
+  Message,
+} from '../../src/ft/wire/message.ts';
+
+/** The bugs, each with the seeds within which it must be found. */
+export const PLANTED = {
+  /** Outputs leave when the capture is made, not when it is acknowledged. */
+  'release-before-ack': 50,
+  /** The standby takes over because nothing is heard. */
+  'promote-on-silence': 200,
+  /** Pages go into the standby's memory as they arrive. */
+  'apply-before-commit': 100,
+  /** Block requests in flight are not part of the captured device state. */
+  'drop-in-flight': 300,
+  /** The tap takes more than was agreed. */
+  'unbounded-log': 300,
+  /** BEGIN with an id that was used before is accepted. */
+  'stale-id': 500,
+  /** A missing part of a transaction goes unnoticed. */
+  'seq-gap': 300,
+  /** ACK as soon as COMMIT arrives. */
+  'ack-before-validation': 500,
+  /** Outputs leave in another order than they were held. */
+  'release-order': 50,
+  /** After CANCEL or NACK deltas are still made against what never committed. */
+  'delta-base-kept': 300,
+  /** The primary goes on alone before the arbiter has recorded it. */
+  'unprotected-before-record': 200,
+  /** A standby that has END takes over all the same. */
+  'end-ignored': 500,
+  /** A standby without a first COMMIT takes over. */
+  'takeover-without-commit': 1000,
+  /** What another generation committed counts as an ACK. */
+  'ack-of-other-generation': 1000,
+  /** Nothing is replayed at the takeover. */
+  'no-replay': 500,
+  /** Pages of a transaction that did not commit are not sent again. */
+  'returned-pages-lost': 300,
+  /** What a device wrote into memory is not in the dirty set. */
+  'device-writes-not-dirty': 100,
+} as const;
+
+/** Name of a planted bug. */
+export type Planted = keyof typeof PLANTED;
+
+class EagerPrimary extends Primary {
+  protected override releasableEpoch(): number {
+    return Number.POSITIVE_INFINITY;
+  }
+}
+
+class RashPrimary extends Primary {
+  protected override mayPass(): boolean {
+    return true;
+  }
+}
+
+class CredulousSender extends Sender {
+  protected override generationFits(_message: Message): boolean {
+    return true;
+  }
+  protected override continues(peer: Hello): boolean {
+    return peer.complete;
+  }
+}
+
+class StaleReceiver extends Receiver {
+  protected override beginFault(id: number, baseId: number, lastId: number): FaultCode | 0 {
+    return id <= lastId ? 0 : super.beginFault(id, baseId, lastId);
+  }
+}
+
+class GappyReceiver extends Receiver {
+  protected override partFault(
+    message: ContinueMessage | CommitMessage,
+    openId: number,
+    frames: number,
+  ): FaultCode | 0 {
+    const wrong = super.partFault(message, openId, frames);
+    return wrong === FAULT.SEQ_WRONG ? 0 : wrong;
+  }
+}
+
+class HastyReceiver extends Receiver {
+  protected override validate(id: number, manifest: Manifest): void {
+    super.validate(id, manifest);
+    this.validated(id, undefined);
+  }
+}
+
+class UndyingStandby extends Standby {
+  protected override mayEverTakeOver(): boolean {
+    return this.receiver.complete;
+  }
+}
+
+class EmptyStandby extends Standby {
+  protected override mayEverTakeOver(): boolean {
+    return !this.receiver.ended;
+  }
+}
+
+/** A primary machine, with the bug if it is one of the primary's. */
+export function makePrimary(
+  bug: Planted | undefined,
+  config: PrimaryConfig,
+  tap: EventTap,
+): Primary {
+  const parts: PrimaryParts = {
+    sender: (hello, out: EffectQueue<SenderEffect>) =>
+      bug === 'ack-of-other-generation' ? new CredulousSender(hello, out) : new Sender(hello, out),
+    authority: (generation, authority, out) => new PrimaryAuthority(generation, authority, out),
+  };
+  if (bug === 'release-before-ack') return new EagerPrimary(config, tap, parts);
+  if (bug === 'unprotected-before-record') return new RashPrimary(config, tap, parts);
+  return new Primary(config, tap, parts);
+}
+
+function makeReceiver(
+  bug: Planted | undefined,
+  hello: Hello,
+  out: EffectQueue<ReceiverEffect>,
+): Receiver {
+  if (bug === 'stale-id') return new StaleReceiver(hello, out);
+  if (bug === 'seq-gap') return new GappyReceiver(hello, out);
+  if (bug === 'ack-before-validation') return new HastyReceiver(hello, out);
+  return new Receiver(hello, out);
+}
+
+/** A standby machine, with the bug if it is one of the standby's. */
+export function makeStandby(bug: Planted | undefined, given: StandbyConfig): Standby {
+  const parts: StandbyParts = {
+    receiver: (hello, out) => makeReceiver(bug, hello, out),
+    authority: (instance, authority, suspectNs, out) =>
+      new StandbyAuthority(instance, authority, suspectNs, out),
+  };
+  const config: StandbyConfig =
+    bug === 'promote-on-silence'
+      ? {
+          ...given,
+          authority: { ...given.authority, arbiter: false, onPeerLoss: 'takeover' },
+        }
+      : given;
+  if (bug === 'end-ignored') return new UndyingStandby(config, parts);
+  if (bug === 'takeover-without-commit') return new EmptyStandby(config, parts);
+  return new Standby(config, parts);
+}

@@ -1,0 +1,577 @@
+/**
+ * A simulated process that runs the guest: the real primary machine, with a shell around it that does what
+ * ft/shell does, in small: dirty pages, staging, encoding against what was last sent, the tap in front of
+ * card and disk.
+ */
+import { crc32c } from '../../src/base/crc32c.ts';
+import { EventTap, HELD_BLOCK, type TapSink } from '../../src/ft/core/event-tap.ts';
+import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
+import type { Primary, PrimaryEffect } from '../../src/ft/core/primary.ts';
+import { Decoder } from '../../src/ft/wire/decoder.ts';
+import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
+import { pagesBodyBytes, writePageEntry, writeSectionHeader } from '../../src/ft/wire/sections.ts';
+import { PAGE_ENCODING, SECTION, SECTION_HEADER_BYTES } from '../../src/ft/wire/spec.ts';
+import { Violation } from './checkers.ts';
+import {
+  FRAME_BYTES,
+  type Ghost,
+  type GuestDevices,
+  PAGE_BYTES,
+  PAGES,
+  packWords,
+  type SimGuest,
+  SLOT_OP,
+} from './guest.ts';
+import type { Connection } from './network.ts';
+import type { ArbiterUser, DiskUser } from './outside.ts';
+import { makePrimary } from './planted.ts';
+import { frameBytes, SimProcess } from './process.ts';
+import type { World } from './world.ts';
+
+const EMPTY = new Uint8Array(0);
+
+interface StagedPage {
+  readonly page: number;
+  readonly content: Uint8Array;
+}
+
+interface Staging {
+  readonly epoch: number;
+  readonly id: number;
+  readonly pages: StagedPage[];
+  readonly sections: Uint8Array[];
+  readonly ghost: Ghost;
+}
+
+interface Request {
+  readonly op: number;
+  readonly sector: number;
+  readonly value: number;
+  readonly step: number;
+}
+
+/** Builds one section. */
+function section(type: number, instance: number, body: Uint8Array): Uint8Array {
+  const out = new Uint8Array(SECTION_HEADER_BYTES + body.length);
+  out.set(body, writeSectionHeader(out, 0, type, 1, instance, body.length));
+  return out;
+}
+
+export class PrimaryProcess
+  extends SimProcess
+  implements ArbiterUser, DiskUser, TapSink, GuestDevices
+{
+  readonly guest: SimGuest;
+  readonly tap: EventTap;
+  readonly machine: Primary;
+  readonly generation: number;
+  readonly #staging = new Map<number, Staging>();
+  /** Last sent content of each page, and the epoch that carried it: the base of the next delta. */
+  readonly #shadow: ({ epoch: number; content: Uint8Array } | undefined)[] = [];
+  readonly #chunks = new Map<number, Uint8Array>();
+  readonly #requests: (Request | undefined)[] = [undefined, undefined, undefined, undefined];
+  readonly #doneWhileStopped: [slot: number, ok: boolean][] = [];
+  readonly #strangers = new Map<Connection, Decoder>();
+  #nextChunk = 1;
+  #decoder: Decoder | undefined;
+  #stopped = false;
+  #encoding = 0;
+  #sync = 0;
+  #batch: Uint32Array[] = [];
+  over = false;
+
+  /** @param firstSeq number of the tap's first output; a takeover goes on behind its log */
+  constructor(
+    world: World,
+    host: number,
+    instance: string,
+    generation: number,
+    guest: SimGuest,
+    firstSeq: number,
+  ) {
+    super(world, host, instance);
+    this.generation = generation;
+    this.guest = guest;
+    guest.attach(this);
+    const { tapBytes, tapEntries } = world.config;
+    const factor = world.bug === 'unbounded-log' ? 50 : 1;
+    const tapConfig = {
+      bytesMax: tapBytes * factor,
+      entriesMax: tapEntries * factor,
+      blockMax: 4,
+      triggersMax: 1,
+    };
+    this.tap = new EventTap(tapConfig, this, () => this.machine.held(this.now), firstSeq);
+    const config = world.primaryConfig(this, generation);
+    this.machine = makePrimary(world.bug, config, this.tap);
+    this.post(0, () => this.#tick());
+    this.post(world.prng.below(50), () => this.#guestStep());
+  }
+
+  get name(): string {
+    return `host-${'ab'[this.host]}/primary`;
+  }
+
+  get passing(): boolean {
+    return this.machine.passing;
+  }
+
+  /** Whether the guest runs here, now or as soon as a capture is acknowledged. */
+  get active(): boolean {
+    return this.alive && !this.over;
+  }
+
+  #tick(): void {
+    this.machine.tick(this.now);
+    if (!this.over) this.post(this.world.config.tick, () => this.#tick());
+  }
+
+  #guestStep(): void {
+    if (this.over) return;
+    if (!this.#stopped) {
+      this.guest.step(this.world.prng.u32());
+      this.machine.tick(this.now);
+    }
+    this.post(this.world.config.guestStep + this.world.prng.below(20), () => this.#guestStep());
+  }
+
+  /** A request of the client reaches the card. */
+  request(n: number): void {
+    this.handle(() => {
+      if (!this.#stopped && !this.over) this.guest.receive(n);
+    });
+  }
+
+  // --- the guest's devices
+
+  send(frame: Uint32Array, step: number): boolean {
+    if (!this.tap.holding) {
+      this.#showFrame(frame, step);
+      return true;
+    }
+    const bytes = new Uint8Array(frame.buffer, frame.byteOffset, FRAME_BYTES);
+    const held = this.tap.holdFrame(0, bytes, 0, FRAME_BYTES);
+    if (!held) this.machine.tapFull(this.now);
+    this.#checkTap();
+    return held;
+  }
+
+  disk(slot: number, op: number, sector: number, value: number, step: number): boolean {
+    this.#requests[slot] = { op, sector, value, step };
+    if (!this.tap.holding) {
+      this.#submit(slot);
+      return true;
+    }
+    const kind = op === SLOT_OP.flush ? HELD_BLOCK.flush : HELD_BLOCK.write;
+    const held = this.tap.holdBlock(0, slot, kind, sector, kind === HELD_BLOCK.flush ? 0 : 1);
+    if (!held) this.machine.tapFull(this.now);
+    this.#checkTap();
+    return held;
+  }
+
+  #checkTap(): void {
+    const { checker, config } = this.world;
+    checker.bound('tap entries', this.tap.heldCount, config.tapEntries);
+    checker.bound('tap bytes', this.tap.heldBytes, config.tapBytes);
+  }
+
+  // --- the tap's sink
+
+  frame(_device: number, bytes: Uint8Array, start: number, end: number): void {
+    this.#batch.push(new Uint32Array(bytes.slice(start, end).buffer));
+  }
+
+  console(): void {}
+
+  block(_device: number, tag: number): void {
+    this.#submit(tag);
+  }
+
+  released(): void {
+    const batch = this.#batch;
+    this.#batch = [];
+    if (this.world.bug === 'release-order') batch.reverse();
+    for (const frame of batch) this.#showFrame(frame, frame[4]!);
+  }
+
+  #showFrame(frame: Uint32Array, step: number): void {
+    if (!this.alive) return;
+    this.world.checker.output(this, 'frame', step);
+    this.world.toClient(frame.slice());
+  }
+
+  #submit(slot: number): void {
+    if (!this.alive) return;
+    const request = this.#requests[slot]!;
+    this.world.checker.output(this, 'disk request', request.step);
+    this.world.disk.submit(this, slot, request.op, request.sector, request.value);
+  }
+
+  diskDone(slot: number, ok: boolean): void {
+    this.handle(() => {
+      if (this.tap.blockCount > 0 && this.#released(slot)) {
+        this.machine.blockDone(0, slot, this.now);
+      }
+      if (this.#stopped) this.#doneWhileStopped.push([slot, ok]);
+      else this.#complete(slot, ok);
+    });
+  }
+
+  /** Whether the slot went through the tap (and not past it while nothing was held). */
+  #released(slot: number): boolean {
+    return this.tap.isReleased(0, slot);
+  }
+
+  #complete(slot: number, ok: boolean): void {
+    const before =
+      this.world.bug === 'device-writes-not-dirty' ? this.guest.dirty.slice() : undefined;
+    this.guest.complete(slot, ok);
+    if (before !== undefined) this.guest.dirty.set(before);
+  }
+
+  // --- the connection
+
+  /** The connection that this end asked for is up. */
+  established(connection: Connection): void {
+    this.handle(() => {
+      if (this.over || this.connection !== undefined) {
+        connection.close(this);
+        return;
+      }
+      this.connection = connection;
+      this.#decoder = new Decoder({
+        admit: () => 0,
+        message: (m) => this.machine.message(m, this.now),
+        fault: (f) => this.machine.decodeFault(f, this.now),
+      });
+      this.machine.connected(this.now);
+    });
+  }
+
+  /** A former primary, or a mistaken one, connects to this one. */
+  accepted(connection: Connection): void {
+    const decoder = new Decoder({
+      admit: () => 0,
+      message: (m) => {
+        if (m.cmd === 'HELLO') this.#put(connection, this.machine.stranger(m.hello, this.now));
+        decoder.stop();
+        connection.close(this);
+      },
+      fault: () => connection.close(this),
+    });
+    this.#strangers.set(connection, decoder);
+  }
+
+  override bytes(connection: Connection, bytes: Uint8Array): void {
+    const stranger = this.#strangers.get(connection);
+    if (stranger === undefined) super.bytes(connection, bytes);
+    else this.handle(() => stranger.push(bytes));
+  }
+
+  override gone(connection: Connection): void {
+    if (!this.#strangers.delete(connection)) super.gone(connection);
+  }
+
+  protected received(bytes: Uint8Array): void {
+    this.#decoder!.push(bytes);
+    this.world.checker.bound('bytes in a decoder', this.#decoder!.bufferedBytes, 2048);
+  }
+
+  protected lost(): void {
+    this.machine.disconnected(this.now);
+  }
+
+  arbiterAnswer(answer: ArbiterAnswer): void {
+    this.handle(() => this.machine.arbiterAnswer(answer, this.now));
+  }
+
+  #put(connection: Connection, message: Message): void {
+    if (this.world.trace !== undefined) this.world.log(`  > ${describeMessage(message)}`);
+    connection.send(this, frameBytes(message));
+  }
+
+  // --- effects
+
+  protected carryOut(): void {
+    const { out } = this.machine;
+    for (let e = out.shift(); e !== undefined && this.alive; e = out.shift()) {
+      if (this.world.mayDieHere(this)) return;
+      this.#effect(e);
+    }
+  }
+
+  #effect(e: PrimaryEffect): void {
+    switch (e.type) {
+      case 'send': {
+        let { message } = e;
+        if (message.cmd === 'CONTINUE' || message.cmd === 'SYNC') {
+          const payload = this.#chunks.get(e.chunk) ?? EMPTY;
+          this.#chunks.delete(e.chunk);
+          message = { ...message, payload };
+        }
+        if (this.connection !== undefined) this.#put(this.connection, message);
+        break;
+      }
+      case 'close':
+        this.world.log(`${this.name} closes: ${e.sentence}`);
+        this.hangUp();
+        break;
+      case 'connect':
+        this.world.connect(this);
+        break;
+      case 'opened':
+        if (e.mode === 'full') this.#startSync();
+        break;
+      case 'capture':
+        this.#capture(e.epoch, e.atomic);
+        break;
+      case 'encode':
+        this.#encode(e.epoch);
+        break;
+      case 'acked':
+        for (const epoch of this.#staging.keys()) if (epoch <= e.epoch) this.#staging.delete(epoch);
+        break;
+      case 'returned':
+        this.#returned(e.fromEpoch);
+        break;
+      case 'run':
+        this.#run();
+        break;
+      case 'fence':
+        this.#stopped = true;
+        this.over = true;
+        this.post(0, () => this.die(false));
+        break;
+      case 'over':
+        this.#stopped = true;
+        this.over = true;
+        if (e.why === 'ended') this.world.ended(this);
+        this.post(this.world.prng.below(300), () => this.die(false));
+        break;
+      case 'arbiter':
+        this.world.arbiter.request(this, e.ticket, e.request);
+        break;
+      case 'phase':
+        this.world.note(this, e.phase);
+        break;
+      default:
+        break;
+    }
+  }
+
+  #run(): void {
+    this.#stopped = false;
+    for (const [slot, ok] of this.#doneWhileStopped.splice(0)) this.#complete(slot, ok);
+  }
+
+  /** The guest switches itself off. */
+  powerOff(): void {
+    this.handle(() => {
+      if (this.over) return;
+      // A guest that stands still does nothing, and does not switch itself off.
+      if (this.#stopped) return;
+      this.#stopped = true;
+      this.machine.end(1, this.now);
+    });
+  }
+
+  #startSync(): void {
+    this.#shadow.length = 0;
+    const sync = ++this.#sync;
+    let page = 0;
+    let rounds = 0;
+    const next = (): void => {
+      if (this.#sync !== sync || this.machine.sender.state !== 'sync') return;
+      if (page < PAGES) {
+        const pages: StagedPage[] = [];
+        for (const end = Math.min(PAGES, page + 6); page < end; page++) {
+          if (rounds > 0 && this.guest.dirty[page] === 0) continue;
+          this.guest.dirty[page] = 0;
+          pages.push({ page, content: this.#page(page) });
+        }
+        const chunk = this.#nextChunk++;
+        this.#chunks.set(chunk, this.#pagesSection(0, pages));
+        this.machine.syncChunk(chunk, this.now);
+      } else if (rounds++ < 1) page = 0;
+      else {
+        this.machine.synchronised(this.now);
+        return;
+      }
+      this.post(5 + this.world.prng.below(40), next);
+    };
+    next();
+  }
+
+  #page(page: number): Uint8Array {
+    return this.guest.memory.slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+  }
+
+  #capture(epoch: number, atomic: boolean): void {
+    this.#stopped = true;
+    // Stopping the vCPUs takes a while now and then; completions wait for the guest to run on.
+    const { prng } = this.world;
+    if (prng.chance(0.3)) this.post(prng.below(30), () => this.#pausedNow(epoch, atomic));
+    else this.#pausedNow(epoch, atomic);
+  }
+
+  #pausedNow(epoch: number, atomic: boolean): void {
+    if (this.over) return;
+    // Drain the completions first: they are part of this checkpoint.
+    if (!atomic) for (const [s, ok] of this.#doneWhileStopped.splice(0)) this.#complete(s, ok);
+    if (!this.machine.paused(this.now)) {
+      this.#run();
+      return;
+    }
+    const { guest, world } = this;
+    const pages: StagedPage[] = [];
+    for (let page = 0; page < PAGES; page++) {
+      if (guest.dirty[page] === 0) continue;
+      guest.dirty[page] = 0;
+      pages.push({ page, content: this.#page(page) });
+    }
+    const log = new Uint8Array(this.tap.logBytes);
+    this.tap.writeLog(log, 0);
+    const disk = guest.saveDisk();
+    const sections = [
+      section(SECTION.vcpu, 0, packWords([...guest.regs])),
+      section(SECTION.device, 0, packWords(guest.saveNic())),
+      section(
+        SECTION.device,
+        1,
+        packWords(world.bug === 'drop-in-flight' ? disk.slice(0, 1) : disk),
+      ),
+      section(SECTION.tapLog, 0, log),
+    ];
+    const id = this.machine.sender.nextId;
+    // The truth is what the guest was; a capture that drops part of it is judged by what it claims to hold.
+    const truth = guest.ghost();
+    const ghost = world.bug === 'drop-in-flight' ? { ...truth, disk: disk.slice(0, 1) } : truth;
+    this.#staging.set(epoch, { epoch, id, pages, sections, ghost });
+    const bytes = pages.length * PAGE_BYTES;
+    this.machine.captured(bytes, pages.length, 10 + pages.length, this.now);
+    if (!atomic) this.#run();
+  }
+
+  #pagesSection(epoch: number, pages: readonly StagedPage[]): Uint8Array {
+    const encoded: { page: number; encoding: number; data: Uint8Array; crc: number }[] = [];
+    let dataBytes = 0;
+    for (const { page, content } of pages) {
+      const base = this.#shadow[page];
+      let encoding: number = PAGE_ENCODING.raw;
+      let data = content;
+      if (content.every((byte) => byte === 0)) {
+        encoding = PAGE_ENCODING.zero;
+        data = EMPTY;
+      } else if (base !== undefined) {
+        encoding = PAGE_ENCODING.delta;
+        data = delta(base.content, content);
+      }
+      encoded.push({ page, encoding, data, crc: crc32c(content) });
+      dataBytes += data.length;
+      this.#shadow[page] = { epoch, content };
+    }
+    const body = new Uint8Array(pagesBodyBytes(pages.length, dataBytes));
+    body[0] = pages.length;
+    let at = body.length - dataBytes;
+    for (const [i, p] of encoded.entries()) {
+      writePageEntry(body, 0, i, p.page, p.encoding, p.data.length, p.crc);
+      body.set(p.data, at);
+      at += p.data.length;
+    }
+    return section(SECTION.pages, 0, body);
+  }
+
+  #encode(epoch: number): void {
+    const staging = this.#staging.get(epoch);
+    if (staging === undefined) throw new Violation('P', `epoch ${epoch} is not in staging`);
+    this.world.checker.capture(this.generation, staging.id, staging.ghost);
+    const half = this.world.prng.below(staging.pages.length + 1);
+    const parts = [staging.pages.slice(0, half), staging.pages.slice(half)];
+    const chunks = [
+      ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(epoch, p)),
+      concat(staging.sections),
+    ];
+    let crc = 0;
+    let bytes = 0;
+    for (const chunk of chunks) {
+      crc = crc32c(chunk, 0, chunk.length, crc);
+      bytes += chunk.length;
+    }
+    const manifest = {
+      frames: chunks.length,
+      sections: chunks.length - 1 + staging.sections.length,
+      bytes,
+      pages: staging.pages.length,
+      crc,
+    };
+    // Memory that goes bad between the checksum and the wire.
+    const { prng } = this.world;
+    if (prng.chance(this.world.stagingFlip)) {
+      const chunk = prng.pick(chunks);
+      chunk[prng.below(chunk.length)]! ^= 1 << prng.below(8);
+    }
+    const turn = ++this.#encoding;
+    let i = 0;
+    const next = (): void => {
+      if (turn !== this.#encoding || !this.#staging.has(epoch)) return;
+      if (i === chunks.length) {
+        this.machine.sealed(epoch, manifest, this.now);
+        return;
+      }
+      const chunk = this.#nextChunk++;
+      this.#chunks.set(chunk, chunks[i++]!);
+      if (!this.machine.chunk(epoch, chunk, this.now)) this.#chunks.delete(chunk);
+      else if (prng.chance(0.5)) this.post(prng.below(20), next);
+      else next();
+    };
+    next();
+  }
+
+  #returned(fromEpoch: number): void {
+    const { bug } = this.world;
+    for (const [epoch, staging] of this.#staging) {
+      if (epoch < fromEpoch) continue;
+      this.#staging.delete(epoch);
+      for (const { page } of staging.pages) {
+        if (bug !== 'returned-pages-lost') this.guest.dirty[page] = 1;
+      }
+    }
+    if (bug === 'delta-base-kept') return;
+    for (const [page, base] of this.#shadow.entries()) {
+      if (base !== undefined && base.epoch >= fromEpoch) this.#shadow[page] = undefined;
+    }
+  }
+}
+
+/** The words that differ, as {word u8, value u32}. */
+function delta(base: Uint8Array, content: Uint8Array): Uint8Array {
+  const out: number[] = [];
+  for (let at = 0; at < content.length; at += 4) {
+    if ([0, 1, 2, 3].every((k) => base[at + k] === content[at + k])) continue;
+    out.push(at / 4, ...content.subarray(at, at + 4));
+  }
+  return Uint8Array.from(out);
+}
+
+/** `base` with the words of {@link delta} in place, or undefined when it is malformed. */
+export function undelta(base: Uint8Array, data: Uint8Array): Uint8Array | undefined {
+  if (data.length % 5 !== 0) return undefined;
+  const out = base.slice();
+  for (let at = 0; at < data.length; at += 5) {
+    if (data[at]! >= out.length / 4) return undefined;
+    out.set(data.subarray(at + 1, at + 5), data[at]! * 4);
+  }
+  return out;
+}
+
+function concat(parts: readonly Uint8Array[]): Uint8Array {
+  let length = 0;
+  for (const part of parts) length += part.length;
+  const out = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}

@@ -1,0 +1,106 @@
+/** What every simulated process has: a life, a clock that runs a little wrong, and the chance to be stopped. */
+import { encodeMessage } from '../../src/ft/wire/codec.ts';
+import type { Message } from '../../src/ft/wire/message.ts';
+import type { Connection, Endpoint } from './network.ts';
+import type { World } from './world.ts';
+
+const scratch = new Uint8Array(8192);
+
+/** The bytes of a frame, of its own. */
+export function frameBytes(message: Message): Uint8Array {
+  return scratch.slice(0, encodeMessage(scratch, 0, message));
+}
+
+export abstract class SimProcess implements Endpoint {
+  readonly world: World;
+  readonly host: number;
+  readonly instance: string;
+  alive = true;
+  connection: Connection | undefined;
+  #frozen = false;
+  readonly #deferred: (() => void)[] = [];
+  readonly #rate: number;
+  readonly #offset: number;
+
+  constructor(world: World, host: number, instance: string) {
+    this.world = world;
+    this.host = host;
+    this.instance = instance;
+    this.#rate = 0.95 + world.prng.below(100) / 1000;
+    this.#offset = world.prng.below(1_000_000);
+  }
+
+  abstract readonly name: string;
+
+  /** This process's own monotonic clock. */
+  get now(): number {
+    return this.world.schedule.now * this.#rate + this.#offset;
+  }
+
+  get frozen(): boolean {
+    return this.#frozen;
+  }
+
+  /** `run` happens in this process `delay` from now, unless it is dead by then. */
+  post(delay: number, run: () => void): void {
+    this.world.schedule.after(delay, () => this.handle(run));
+  }
+
+  /** Runs an event here, or keeps it while the process is stopped. */
+  handle(run: () => void): void {
+    if (!this.alive) return;
+    if (this.#frozen) {
+      this.#deferred.push(run);
+      return;
+    }
+    run();
+    this.carryOut();
+  }
+
+  /** Carries out the effects of what happened. */
+  protected abstract carryOut(): void;
+  /** A connection was accepted here. */
+  abstract accepted(connection: Connection): void;
+  protected abstract received(bytes: Uint8Array): void;
+  protected abstract lost(): void;
+
+  bytes(connection: Connection, bytes: Uint8Array): void {
+    this.handle(() => {
+      if (this.connection === connection) this.received(bytes);
+    });
+  }
+
+  gone(connection: Connection): void {
+    this.handle(() => {
+      if (this.connection !== connection) return;
+      this.connection = undefined;
+      this.lost();
+    });
+  }
+
+  protected hangUp(): void {
+    this.connection?.close(this);
+    this.connection = undefined;
+  }
+
+  freeze(): void {
+    this.#frozen = true;
+  }
+
+  thaw(): void {
+    if (!this.#frozen) return;
+    this.#frozen = false;
+    for (const run of this.#deferred.splice(0)) this.handle(run);
+  }
+
+  /** Dies. `silently`: its host is gone and says nothing to anybody. */
+  die(silently: boolean): void {
+    if (!this.alive) return;
+    this.alive = false;
+    this.#frozen = false;
+    if (silently) this.connection?.vanish(this);
+    else this.connection?.close(this);
+    this.connection = undefined;
+    this.world.died(this, silently);
+  }
+}

@@ -1,0 +1,63 @@
+import { describe, expect, it } from 'vitest';
+import { PLANTED, type Planted } from './planted.ts';
+import { repeatCommand, runSeed } from './run.ts';
+
+/** Seeds that once broke a promise, and a few that take every path; they stay. */
+const CORPUS = [
+  7, 22, 28, 201, 375, 706, 977, 1447, 1719, 7693, 7892, 8115, 14085, 15335, 15361, 20718, 22575,
+  28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720,
+];
+
+/** Fresh seeds of every test run. */
+const FRESH = 150;
+
+describe('simulation', () => {
+  it('keeps the promises on the corpus', () => {
+    for (const seed of CORPUS) {
+      const { failure } = runSeed(seed);
+      expect(failure, repeatCommand(seed)).toBeUndefined();
+    }
+  });
+
+  it('keeps the promises on fresh seeds', () => {
+    const first = Math.floor(Math.random() * 2 ** 40);
+    console.log(`simulation: fresh seeds from ${first}`);
+    let outputs = 0;
+    for (let seed = first; seed < first + FRESH; seed++) {
+      const { failure, tally } = runSeed(seed);
+      expect(failure, repeatCommand(seed)).toBeUndefined();
+      outputs += tally!.outputs;
+    }
+    expect(outputs).toBeGreaterThan(FRESH);
+  });
+
+  it('does the same again for the same seed', () => {
+    for (const seed of [3, 4, 5]) expect(runSeed(seed).tally).toEqual(runSeed(seed).tally);
+  });
+
+  it('takes over, loses guests to double failures only, and repeats frames', () => {
+    const sum = { takeovers: 0, repeated: 0, answered: 0 };
+    for (let seed = 100; seed < 140; seed++) {
+      const { tally } = runSeed(seed);
+      sum.takeovers += tally!.takeovers;
+      sum.repeated += tally!.repeated;
+      sum.answered += tally!.answered;
+    }
+    expect(sum.takeovers).toBeGreaterThan(5);
+    expect(sum.repeated).toBeGreaterThan(5);
+    expect(sum.answered).toBeGreaterThan(200);
+  });
+});
+
+describe('planted bugs', () => {
+  it.each(Object.entries(PLANTED) as [Planted, number][])(
+    'finds %s within %i seeds',
+    (bug, max) => {
+      let found: string | undefined;
+      for (let seed = 1; seed <= max && found === undefined; seed++) {
+        found = runSeed(seed, bug).failure;
+      }
+      expect(found, `${bug} was not found in ${max} seeds`).toBeDefined();
+    },
+  );
+});

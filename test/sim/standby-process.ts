@@ -1,0 +1,378 @@
+/**
+ * A simulated standby process: the real standby machine, with a shell around it that stages, validates, applies
+ * and takes over. It also compares, at every step where it counts, what it holds with the truth.
+ */
+import { crc32c } from '../../src/base/crc32c.ts';
+import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
+import type { Standby, StandbyEffect } from '../../src/ft/core/standby.ts';
+import { TapReplay } from '../../src/ft/core/tap-replay.ts';
+import { Decoder } from '../../src/ft/wire/decoder.ts';
+import { FAULT, type Fault, type FaultCode, fault } from '../../src/ft/wire/fault.ts';
+import { describeMessage, type Manifest, type Message } from '../../src/ft/wire/message.ts';
+import { PagesReader, SectionReader } from '../../src/ft/wire/sections.ts';
+import { PAGE_ENCODING, SECTION } from '../../src/ft/wire/spec.ts';
+import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
+import type { Connection } from './network.ts';
+import type { ArbiterUser } from './outside.ts';
+import { makeStandby } from './planted.ts';
+import { PrimaryProcess, undelta } from './primary-process.ts';
+import { frameBytes, SimProcess } from './process.ts';
+import { ProtocolMonitor } from './protocol-monitor.ts';
+import type { World } from './world.ts';
+
+/** A transaction as staged, and what it decodes to. */
+interface Transaction {
+  readonly id: number;
+  readonly parts: Uint8Array[];
+  pages: Map<number, Uint8Array> | undefined;
+  regs: number[];
+  nic: number[];
+  disk: number[];
+  log: Uint8Array;
+}
+
+/** Decodes `data` of one page; undefined when it cannot be. */
+function decodePage(encoding: number, data: Uint8Array, base: Uint8Array): Uint8Array | undefined {
+  if (encoding === PAGE_ENCODING.zero) return new Uint8Array(PAGE_BYTES);
+  if (encoding === PAGE_ENCODING.delta) return undelta(base, data);
+  return data.length === PAGE_BYTES ? data.slice() : undefined;
+}
+
+export class StandbyProcess extends SimProcess implements ArbiterUser {
+  readonly machine: Standby;
+  readonly #memory = new Uint8Array(PAGES * PAGE_BYTES);
+  #regs: number[] = [0, 0];
+  #nic: number[] = [0];
+  #disk: number[] = [0];
+  readonly #replay: TapReplay;
+  #staged: Transaction[] = [];
+  readonly #sections = new SectionReader();
+  readonly #pagesReader = new PagesReader();
+  #decoder: Decoder | undefined;
+  readonly #monitor = new ProtocolMonitor();
+  #unread: Uint8Array[] = [];
+  #paused = false;
+
+  constructor(world: World, host: number, instance: string) {
+    super(world, host, instance);
+    this.#replay = new TapReplay(world.config.tapBytes);
+    this.machine = makeStandby(world.bug, world.standbyConfig(this));
+    this.post(0, () => this.#tick());
+  }
+
+  get name(): string {
+    return `host-${'ab'[this.host]}/standby`;
+  }
+
+  #tick(): void {
+    this.machine.tick(this.now);
+    this.post(this.world.config.tick, () => this.#tick());
+  }
+
+  accepted(connection: Connection): void {
+    this.handle(() => {
+      this.hangUp();
+      this.connection = connection;
+      this.#unread = [];
+      this.#paused = false;
+      const decoder = new Decoder({
+        admit: (h) => this.machine.admit(h),
+        message: (m) => this.#message(m),
+        fault: (f) => {
+          this.machine.decodeFault(f, this.now);
+          this.carryOut();
+        },
+      });
+      this.#decoder = decoder;
+      this.machine.connected(this.now);
+      this.carryOut();
+      this.#monitor.connected(this.machine.receiver.committedId);
+    });
+  }
+
+  #message(message: Message): void {
+    if (!this.alive || this.connection === undefined) return;
+    const listening = this.machine.receiver.state !== 'closed';
+    const bad = listening ? this.#monitor.before(message) : undefined;
+    this.machine.message(message, this.now);
+    // The payload is borrowed until here, so effects are carried out inside the call.
+    this.carryOut();
+    if (this.alive) this.#monitor.after(bad);
+  }
+
+  protected received(bytes: Uint8Array): void {
+    if (this.#paused) {
+      this.#unread.push(bytes.slice());
+      return;
+    }
+    this.#decoder!.push(bytes);
+    const { checker, config } = this.world;
+    checker.bound('bytes in a decoder', this.#decoder!.bufferedBytes, config.frameBytes + 40);
+    checker.bound(
+      'bytes staged',
+      this.machine.receiver.stagedBytes,
+      2 * config.transactionBytes + 2 * config.frameBytes,
+    );
+    checker.bound('bytes in the log', this.#replay.bytes, config.tapBytes);
+  }
+
+  protected lost(): void {
+    this.machine.disconnected(this.now);
+  }
+
+  arbiterAnswer(answer: ArbiterAnswer): void {
+    this.handle(() => this.machine.arbiterAnswer(answer, this.now));
+  }
+
+  /** An operator orders the takeover; a process that is stopped does not hear it. */
+  order(): void {
+    if (this.frozen) return;
+    this.handle(() => {
+      this.machine.orderTakeover(this.now);
+    });
+  }
+
+  protected carryOut(): void {
+    const { out } = this.machine;
+    for (let e = out.shift(); e !== undefined && this.alive; e = out.shift()) {
+      if (this.world.mayDieHere(this)) return;
+      this.#effect(e);
+    }
+  }
+
+  #effect(e: StandbyEffect): void {
+    switch (e.type) {
+      case 'send':
+        this.#send(e.message);
+        break;
+      case 'close':
+        this.#monitor.refused();
+        this.world.log(`${this.name} closes: ${e.sentence}`);
+        this.hangUp();
+        break;
+      case 'agreed':
+        this.#decoder!.setBulkBytesMax(e.agreement.limits.frameBytesMax);
+        break;
+      case 'reset':
+        this.#staged = [];
+        this.#replay.reset();
+        this.#memory.fill(0);
+        break;
+      case 'sync':
+        this.#applyPages(e.payload);
+        break;
+      case 'stage':
+        this.#stage(e.id, e.payload);
+        break;
+      case 'validate':
+        this.#validate(e.id, e.manifest);
+        break;
+      case 'discard':
+        this.#staged = this.#staged.filter((t) => t.id < e.fromId);
+        break;
+      case 'committed':
+        this.#committed(e.id, e.generation);
+        break;
+      case 'apply':
+        this.post(this.world.prng.below(60), () => this.#apply(e.id));
+        break;
+      case 'read-pause':
+        this.#paused = true;
+        break;
+      case 'read-on':
+        this.#readOn();
+        break;
+      case 'arbiter':
+        this.world.arbiter.request(this, e.ticket, e.request);
+        break;
+      case 'take-over':
+        this.#takeOver(e.generation);
+        break;
+      default:
+        break;
+    }
+  }
+
+  #readOn(): void {
+    this.#paused = false;
+    const connection = this.connection;
+    if (connection === undefined || this.#unread.length === 0) return;
+    const unread = this.#unread.splice(0);
+    this.post(0, () => {
+      for (const bytes of unread) if (this.connection === connection) this.received(bytes);
+    });
+  }
+
+  #send(message: Message): void {
+    if (message.cmd === 'NACK') this.#monitor.nacked(message.id);
+    if (this.connection === undefined) return;
+    if (this.world.trace !== undefined) this.world.log(`  < ${describeMessage(message)}`);
+    this.connection.send(this, frameBytes(message));
+  }
+
+  // --- transactions
+
+  #stage(id: number, payload: Uint8Array): void {
+    let transaction = this.#staged.find((t) => t.id === id);
+    if (transaction === undefined) {
+      const log = new Uint8Array(0);
+      transaction = { id, parts: [], pages: undefined, regs: [], nic: [], disk: [], log };
+      this.#staged.push(transaction);
+    }
+    transaction.parts.push(payload.slice());
+    if (this.world.bug === 'apply-before-commit') this.#applyPages(payload);
+  }
+
+  /** Whole pages straight into memory: the first copy. */
+  #applyPages(payload: Uint8Array): void {
+    const sections = this.#sections.reset(payload);
+    while (sections.next()) {
+      if (sections.type !== SECTION.pages) continue;
+      const r = this.#pagesReader.reset(payload, sections.bodyStart, sections.bodyEnd);
+      while (r.next()) {
+        if (r.page >= PAGES) continue;
+        const at = r.page * PAGE_BYTES;
+        const base = this.#memory.subarray(at, at + PAGE_BYTES);
+        const page = decodePage(r.encoding, payload.subarray(r.dataStart, r.dataEnd), base);
+        if (page !== undefined) this.#memory.set(page, at);
+      }
+    }
+  }
+
+  #validate(id: number, manifest: Manifest): void {
+    const transaction = this.#staged.find((t) => t.id === id);
+    const code =
+      transaction === undefined ? FAULT.SECTION_MISSING : this.#resolve(transaction, manifest);
+    if (code !== 0) this.world.invalid(code);
+    const wrong: Fault | undefined = code === 0 ? undefined : fault(code);
+    const { prng } = this.world;
+    if (prng.chance(0.4)) {
+      this.post(prng.below(40), () => this.machine.validated(id, wrong, this.now));
+    } else {
+      this.machine.validated(id, wrong, this.now);
+    }
+  }
+
+  /** Decodes a transaction completely, on top of those before it; 0 when it can be loaded. */
+  #resolve(t: Transaction, manifest: Manifest): FaultCode | 0 {
+    const pages = new Map<number, Uint8Array>();
+    let count = 0;
+    let sectionCount = 0;
+    let crc = 0;
+    for (const part of t.parts) {
+      crc = crc32c(part, 0, part.length, crc);
+      const sections = this.#sections.reset(part);
+      while (sections.next()) {
+        sectionCount++;
+        const { bodyStart, bodyEnd } = sections;
+        if (sections.type === SECTION.pages) {
+          const r = this.#pagesReader.reset(part, bodyStart, bodyEnd);
+          while (r.next()) {
+            count++;
+            if (r.page >= PAGES) return FAULT.SECTION_MALFORMED;
+            const data = part.subarray(r.dataStart, r.dataEnd);
+            const page = decodePage(r.encoding, data, this.#pageBefore(t.id, r.page));
+            if (page === undefined || crc32c(page) !== r.crc) return FAULT.PAGE_CHECKSUM;
+            pages.set(r.page, page);
+          }
+          if (r.malformed) return FAULT.SECTION_MALFORMED;
+        } else {
+          if ((bodyEnd - bodyStart) % 4 !== 0 && sections.type !== SECTION.tapLog) {
+            return FAULT.SECTION_MALFORMED;
+          }
+          if (sections.type === SECTION.vcpu) t.regs = unpackWords(part, bodyStart, bodyEnd);
+          else if (sections.type === SECTION.tapLog) t.log = part.slice(bodyStart, bodyEnd);
+          else if (sections.instance === 0) t.nic = unpackWords(part, bodyStart, bodyEnd);
+          else t.disk = unpackWords(part, bodyStart, bodyEnd);
+        }
+      }
+      if (sections.error !== undefined) return FAULT.SECTION_MALFORMED;
+    }
+    if (manifest.crc !== crc || manifest.sections !== sectionCount || manifest.pages !== count) {
+      return FAULT.MANIFEST_MISMATCH;
+    }
+    if (t.regs.length !== 2 || t.nic.length === 0 || t.disk.length === 0) {
+      return FAULT.SECTION_MISSING;
+    }
+    const verdict = this.#replay.check(t.log, 0, t.log.length);
+    if (verdict !== undefined) {
+      this.world.log(`log of ${t.id}: ${verdict}`);
+      return FAULT.SECTION_MALFORMED;
+    }
+    t.pages = pages;
+    return 0;
+  }
+
+  /** A page as the transactions before `id` leave it. */
+  #pageBefore(id: number, page: number): Uint8Array {
+    for (let i = this.#staged.length - 1; i >= 0; i--) {
+      const t = this.#staged[i]!;
+      if (t.id >= id) continue;
+      const found = t.pages?.get(page);
+      if (found !== undefined) return found;
+    }
+    return this.#memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+  }
+
+  #committed(id: number, generation: number): void {
+    const t = this.#staged.find((s) => s.id === id);
+    this.world.checker.acked(generation, id, t?.pages === undefined ? undefined : this.#ghostOf(t));
+    this.#replay.accept(t!.log, 0, t!.log.length);
+  }
+
+  /** What loading `t` on top of everything before it gives. */
+  #ghostOf(t: Transaction): Ghost {
+    const memory = this.#memory.slice();
+    for (const s of this.#staged) {
+      if (s.id > t.id) break;
+      for (const [page, content] of s.pages ?? []) memory.set(content, page * PAGE_BYTES);
+    }
+    const { regs, nic, disk } = t;
+    return { steps: regs[0]!, memoryCrc: crc32c(memory), regs, nic, disk };
+  }
+
+  #standing(): Ghost {
+    const regs = this.#regs;
+    const memoryCrc = crc32c(this.#memory);
+    return { steps: regs[0]!, memoryCrc, regs, nic: this.#nic, disk: this.#disk };
+  }
+
+  #apply(id: number): void {
+    const t = this.#staged[0];
+    if (t === undefined || t.id !== id || t.pages === undefined) return; // the state was reset meanwhile
+    for (const [page, content] of t.pages) this.#memory.set(content, page * PAGE_BYTES);
+    this.#regs = t.regs;
+    this.#nic = t.nic;
+    this.#disk = t.disk;
+    this.#replay.apply(t.log, 0, t.log.length);
+    this.#staged.shift();
+    this.machine.applied(id, false, this.now);
+    this.world.checker.standing(this.machine.receiver.generation, id, this.#standing());
+  }
+
+  #takeOver(generation: number): void {
+    this.hangUp();
+    const { receiver } = this.machine;
+    const { world } = this;
+    world.checker.running(this.name, generation, receiver.complete);
+    world.checker.standing(receiver.generation, receiver.appliedId, this.#standing());
+    const guest = new SimGuest(!world.config.standbyTakesOver);
+    guest.memory.set(this.#memory);
+    guest.dirty.fill(1);
+    guest.regs.set(this.#regs);
+    guest.loadNic(this.#nic);
+    guest.loadDisk(this.#disk);
+    const { host, instance } = this;
+    const next = new PrimaryProcess(world, host, instance, generation, guest, this.#replay.nextSeq);
+    world.replaced(this, next);
+    if (world.bug !== 'no-replay') {
+      this.#replay.replay({
+        frame: (device, bytes, start, end) => next.frame(device, bytes, start, end),
+        console: () => {},
+        trigger: () => {},
+      });
+      next.released();
+    }
+    guest.repop();
+  }
+}
