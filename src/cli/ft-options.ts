@@ -1,0 +1,108 @@
+/** Options of replication that `run` and `standby` share, and what both derive from them. */
+import { randomBytes } from 'node:crypto';
+import { hostname } from 'node:os';
+import type { LivenessConfig } from '../ft/core/liveness.ts';
+import type { Arbiter } from '../ft/shell/arbiter.ts';
+import { readKey } from '../ft/shell/key.ts';
+import { FT_PORT } from '../ft/shell/link.ts';
+import { LockArbiter } from '../ft/shell/lock-arbiter.ts';
+import { TAP_BYTES_MAX } from '../ft/shell/outputs.ts';
+import { CHUNK_BYTES } from '../ft/shell/page-sender.ts';
+import type { Hello } from '../ft/wire/message.ts';
+import { ARBITER, COMPRESSION, ON_PEER_LOSS, PROTOCOL, ROLE } from '../ft/wire/spec.ts';
+import type { NativeIo } from '../kvm/native-io.ts';
+import type { Machine } from '../machine/machine.ts';
+import { cpuDigest } from '../machine/replicated-guest.ts';
+import { badOption } from './options.ts';
+
+/** Checkpoints on their way at the same time. */
+const EPOCHS_IN_FLIGHT = 4;
+/** Beyond guest memory, what a transaction may carry: page heads, states, log. */
+const TRANSACTION_SLACK = 256 * 2 ** 20;
+/** How long until an arbiter that refused or did not answer is asked again. */
+export const ARBITER_RETRY_NS = 25e6;
+
+/** Heartbeats for a deadline of silence. */
+export function livenessFor(deadlineNs: number): LivenessConfig {
+  return { intervalNs: deadlineNs / 10, deadlineNs };
+}
+
+/** `HOST`, `HOST:PORT`, `[v6]:PORT`, `PORT`: where a standby listens or is found. */
+export function parseEndpoint(
+  option: string,
+  value: string,
+  defaultHost: string,
+): { host: string; port: number } {
+  // The source systems wrote kemari:tcp:HOST:PORT and tcp:HOST:PORT[,ft_mode].
+  const plain = value
+    .replace(/^kemari:/, '')
+    .replace(/^tcp:/, '')
+    .replace(/,ft_mode$/, '');
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]*))(?::(\d+))?$/.exec(plain);
+  const onlyPort = /^\d+$/.test(plain);
+  const host = onlyPort ? '' : (match?.[1] ?? match?.[2]);
+  const port = Number(onlyPort ? plain : (match?.[3] ?? FT_PORT));
+  if (host === undefined || !Number.isInteger(port) || port > 65535) {
+    throw badOption(option, value, 'is no HOST[:PORT]');
+  }
+  return { host: host === '' || host === '0' ? defaultHost : host, port };
+}
+
+/** Opens what `--ft-arbiter` names; undefined for none. @throws VmmError */
+export function openArbiter(io: NativeIo, value: string): Arbiter | undefined {
+  if (value === 'none') return undefined;
+  if (value.startsWith('lock:') && value.length > 5) return new LockArbiter(io, value.slice(5));
+  throw badOption('--ft-arbiter', value, 'is neither none nor lock:PATH');
+}
+
+/** Reads `--ft-key`, if given. */
+export function keyOf(path: string | undefined): Uint8Array | undefined {
+  return path === undefined ? undefined : readKey(path);
+}
+
+/** A random name of `bytes` bytes, in hexadecimal. */
+export function randomName(bytes: number): string {
+  return randomBytes(bytes).toString('hex');
+}
+
+/** What a HELLO says that depends on neither side's state. */
+export interface HelloParts {
+  readonly machine: Machine;
+  readonly role: keyof typeof ROLE;
+  readonly onPeerLoss: keyof typeof ON_PEER_LOSS;
+  readonly hasArbiter: boolean;
+  readonly vm: string;
+  readonly generation: number;
+  /** SHA-256 of the machine's description. */
+  readonly machineDigest: string;
+}
+
+/** The opening message of one end. */
+export function helloOf(parts: HelloParts): Hello {
+  const { machine, role, onPeerLoss, hasArbiter, vm, generation, machineDigest } = parts;
+  return {
+    protocolMin: PROTOCOL.min,
+    protocolMax: PROTOCOL.max,
+    role: ROLE[role],
+    onPeerLoss: ON_PEER_LOSS[onPeerLoss],
+    arbiter: hasArbiter ? ARBITER.lock : ARBITER.none,
+    vm,
+    instance: randomName(8),
+    generation,
+    committedId: 0,
+    complete: false,
+    ended: false,
+    machineDigest,
+    cpuDigest: cpuDigest(machine),
+    pageBytes: 4096,
+    tscKhz: machine.vm.getVcpuState(0).tscKhz,
+    compression: COMPRESSION.zero | COMPRESSION.delta,
+    limits: {
+      frameBytesMax: CHUNK_BYTES,
+      transactionBytesMax: machine.config.memoryBytes + TRANSACTION_SLACK,
+      epochsInFlightMax: EPOCHS_IN_FLIGHT,
+      tapBytesMax: TAP_BYTES_MAX,
+    },
+    host: hostname().slice(0, 60),
+  };
+}

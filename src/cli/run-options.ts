@@ -1,0 +1,288 @@
+/**
+ * The options of `tsvmm run`, from the command line and a TOML file, checked and turned into a machine description.
+ * Pure but for reading the files that the options name.
+ */
+import { readFileSync, statSync } from 'node:fs';
+import { basename } from 'node:path';
+import { messageOf, VmmError } from '../base/error.ts';
+import {
+  type BootDevice,
+  type BootSource,
+  CPUS_MAX,
+  type MachineConfig,
+} from '../machine/config.ts';
+import { findSeaBios, readImage } from '../machine/firmware-file.ts';
+import { MEMORY_MAX_BYTES, MEMORY_MIN_BYTES } from '../machine/layout.ts';
+import {
+  checkForReplication,
+  type DiskOption,
+  type NetOption,
+  parseDisks,
+  parseNets,
+} from './device-options.ts';
+import { keyOf, parseEndpoint } from './ft-options.ts';
+import { badOption, parseCount, parseDurationNs, parseSize } from './options.ts';
+import type { ProtectionOptions } from './protect.ts';
+import { LOG_LEVELS, type LogLevel } from './report.ts';
+import { demoGuestPath } from './version.ts';
+
+/** What `tsvmm run` was asked to do. */
+export interface RunOptions {
+  readonly machine: MachineConfig;
+  /** Whether the operator gave the guest a name of its own. */
+  readonly named: boolean;
+  readonly serial: string;
+  readonly disks: readonly DiskOption[];
+  readonly nets: readonly NetOption[];
+  readonly reboot: boolean;
+  readonly restore: string | undefined;
+  readonly control: string | undefined;
+  readonly logLevel: LogLevel;
+  readonly logFile: string | undefined;
+  /** Replication, if a peer was named. */
+  readonly ft: FtRunOptions | undefined;
+}
+
+/** What the `--ft-*` options say. */
+export interface FtRunOptions extends ProtectionOptions {
+  readonly peer: { readonly host: string; readonly port: number };
+  readonly key: Uint8Array | undefined;
+  readonly arbiter: string;
+}
+
+/** Option names as commander and the TOML file spell them (camel case), with the type that each has. */
+const KINDS: Readonly<Record<string, 'text' | 'list' | 'flag'>> = {
+  kernel: 'text',
+  initrd: 'text',
+  append: 'text',
+  firmware: 'text',
+  demo: 'flag',
+  name: 'text',
+  memory: 'text',
+  cpus: 'text',
+  cpu: 'text',
+  serial: 'text',
+  disk: 'list',
+  net: 'list',
+  boot: 'text',
+  reboot: 'flag',
+  restore: 'text',
+  control: 'text',
+  logLevel: 'text',
+  logFile: 'text',
+  ftPeer: 'text',
+  ftPolicy: 'text',
+  ftInterval: 'text',
+  ftMaxDowntime: 'text',
+  ftTimeout: 'text',
+  ftKey: 'text',
+  ftArbiter: 'text',
+  ftOnPeerLoss: 'text',
+  ftStatus: 'text',
+};
+
+type Values = Record<string, string | boolean | readonly string[]>;
+
+/** Larger files than this are no configuration. */
+const CONFIG_MAX_BYTES = 2 ** 20;
+
+function camelCase(key: string): string {
+  return key.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+/**
+ * Reads a configuration file: the long options as keys, without dashes in front.
+ * @throws VmmError `CONFIG_FILE`
+ */
+async function readConfigFile(path: string): Promise<Values> {
+  const { parse } = await import('smol-toml');
+  let table: Record<string, unknown>;
+  try {
+    if (statSync(path).size > CONFIG_MAX_BYTES) throw new Error('is larger than 1 MiB');
+    table = parse(readFileSync(path, 'utf8'));
+  } catch (error) {
+    const why = messageOf(error).split('\n')[0]!;
+    throw new VmmError('CONFIG_FILE', `--config ${path}: ${why}`, { cause: error });
+  }
+  const values: Values = {};
+  for (const [key, value] of Object.entries(table)) {
+    const name = camelCase(key);
+    const kind = Object.hasOwn(KINDS, name) ? KINDS[name] : undefined;
+    if (kind === undefined) {
+      throw new VmmError('CONFIG_FILE', `--config ${path}: there is no option '${key}'`, {
+        hint: 'The keys are the long options of `tsvmm run`, without the dashes in front.',
+      });
+    }
+    const isText = typeof value === 'string' || typeof value === 'number';
+    const isList = Array.isArray(value) && value.every((item) => typeof item === 'string');
+    if (kind === 'flag' && typeof value === 'boolean') values[name] = value;
+    else if (kind === 'text' && isText) values[name] = String(value);
+    else if (kind === 'list' && isList) values[name] = value;
+    else if (kind === 'list' && typeof value === 'string') values[name] = [value];
+    else {
+      const want = { flag: 'true or false', text: 'a string', list: 'a list of strings' }[kind];
+      throw new VmmError('CONFIG_FILE', `--config ${path}: '${key}' must be ${want}`);
+    }
+  }
+  return values;
+}
+
+function merge(file: Values, line: Readonly<Record<string, unknown>>): Values {
+  const merged: Values = { ...file };
+  for (const [key, value] of Object.entries(line)) {
+    if (value === undefined || key === 'config') continue;
+    if (Array.isArray(value)) {
+      if (value.length > 0) merged[key] = value as readonly string[];
+    } else if (key === 'reboot') {
+      // Commander's default for --no-reboot is true; only the given flag overrides the file.
+      if (value === false) merged[key] = false;
+    } else {
+      merged[key] = value as string | boolean;
+    }
+  }
+  return merged;
+}
+
+function bootSource(values: Values): BootSource {
+  const text = (key: string) => values[key] as string | undefined;
+  let kernel = text('kernel');
+  if (values.demo === true) {
+    if (kernel !== undefined)
+      throw badOption('--demo', '', 'already names the kernel; leave out --kernel');
+    kernel = demoGuestPath();
+  }
+  if (kernel !== undefined) {
+    for (const other of ['firmware', 'boot']) {
+      if (text(other) !== undefined) {
+        throw badOption(
+          `--${other}`,
+          text(other)!,
+          'does not go together with --kernel, which boots without firmware',
+        );
+      }
+    }
+    const initrd = text('initrd');
+    return {
+      kind: 'kernel',
+      kernel: readImage('--kernel', kernel),
+      initrd: initrd === undefined ? undefined : readImage('--initrd', initrd),
+      commandLine: text('append') ?? '',
+    };
+  }
+  for (const needs of ['initrd', 'append']) {
+    if (text(needs) !== undefined) throw badOption(`--${needs}`, text(needs)!, 'needs a --kernel');
+  }
+  const order = (text('boot') ?? 'disk').split(',').map((device): BootDevice => {
+    if (device !== 'disk' && device !== 'net') {
+      throw badOption('--boot', text('boot')!, `'${device}' is neither disk nor net`);
+    }
+    return device;
+  });
+  return {
+    kind: 'firmware',
+    image: readImage('--firmware', text('firmware') ?? findSeaBios()),
+    order,
+  };
+}
+
+/** One of `values`, the first where nothing was given. */
+function oneOf<const T extends string>(
+  option: string,
+  value: string | undefined,
+  values: readonly [T, ...T[]],
+): T {
+  const found = values.find((candidate) => candidate === (value ?? values[0]));
+  if (found === undefined) throw badOption(option, value ?? '', `is none of ${values.join(', ')}`);
+  return found;
+}
+
+function ftOptions(text: (key: string) => string | undefined): FtRunOptions | undefined {
+  const peer = text('ftPeer');
+  if (peer === undefined) {
+    const stray = Object.keys(KINDS).find((key) => key.startsWith('ft') && text(key) !== undefined);
+    if (stray !== undefined) {
+      const option = `--${stray.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+      throw badOption(option, text(stray)!, 'needs --ft-peer');
+    }
+    return undefined;
+  }
+  const arbiter = text('ftArbiter') ?? 'none';
+  return {
+    peer: parseEndpoint('--ft-peer', peer, '127.0.0.1'),
+    key: keyOf(text('ftKey')),
+    arbiter,
+    policy: oneOf('--ft-policy', text('ftPolicy'), ['adaptive', 'kemari', 'periodic']),
+    intervalNs: parseDurationNs('--ft-interval', text('ftInterval') ?? '20ms'),
+    maxDowntimeNs: parseDurationNs('--ft-max-downtime', text('ftMaxDowntime') ?? '30ms'),
+    timeoutNs: parseDurationNs('--ft-timeout', text('ftTimeout') ?? '3s'),
+    onPeerLoss: oneOf(
+      '--ft-on-peer-loss',
+      text('ftOnPeerLoss') ?? (arbiter === 'none' ? 'pause' : 'continue'),
+      ['continue', 'pause'],
+    ),
+    status: oneOf('--ft-status', text('ftStatus'), ['off', 'line', 'json']),
+  };
+}
+
+/**
+ * Checks the options.
+ * @param line as commander gives them
+ * @throws VmmError with one clear sentence for the first thing that is wrong
+ */
+export async function parseRunOptions(
+  line: Readonly<Record<string, unknown>>,
+): Promise<RunOptions> {
+  const file = typeof line.config === 'string' ? await readConfigFile(line.config) : {};
+  const values = merge(file, line);
+  const text = (key: string) => values[key] as string | undefined;
+  const memoryBytes = parseSize('--memory', text('memory') ?? '256M');
+  if (
+    memoryBytes % 2 ** 20 !== 0 ||
+    memoryBytes < MEMORY_MIN_BYTES ||
+    memoryBytes > MEMORY_MAX_BYTES
+  ) {
+    throw badOption(
+      '--memory',
+      text('memory') ?? '',
+      `is not a whole number of MiB from ${MEMORY_MIN_BYTES / 2 ** 20}M to ${MEMORY_MAX_BYTES / 2 ** 30}G`,
+    );
+  }
+  const logLevel = text('logLevel') ?? 'warn';
+  if (!(LOG_LEVELS as readonly string[]).includes(logLevel)) {
+    throw badOption('--log-level', logLevel, `is none of ${LOG_LEVELS.join(', ')}`);
+  }
+  const name = text('name');
+  if (name !== undefined && !/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name)) {
+    throw badOption(
+      '--name',
+      name,
+      'must be up to 63 letters, digits, dots, dashes and underscores',
+    );
+  }
+  const boot = bootSource(values);
+  const image = boot.kind === 'kernel' ? boot.kernel : boot.image;
+  const guest = name ?? basename(image.name);
+  const ft = ftOptions(text);
+  const disks = parseDisks((values.disk as readonly string[] | undefined) ?? []);
+  const nets = parseNets((values.net as readonly string[] | undefined) ?? [], guest);
+  if (ft !== undefined) checkForReplication(disks, nets);
+  return {
+    machine: {
+      name: guest,
+      memoryBytes,
+      cpus: parseCount('--cpus', text('cpus') ?? '1', 1, CPUS_MAX),
+      cpu: text('cpu') ?? 'host',
+      boot,
+    },
+    named: name !== undefined,
+    serial: text('serial') ?? 'stdio',
+    disks,
+    nets,
+    reboot: values.reboot !== false,
+    restore: text('restore'),
+    control: text('control'),
+    logLevel: logLevel as LogLevel,
+    logFile: text('logFile'),
+    ft,
+  };
+}

@@ -1,0 +1,361 @@
+/**
+ * `tsvmm standby`: waits for a primary, builds the machine that it describes, keeps it up to date, and runs the guest when
+ * authority comes. Every disk, network and KVM is opened when the primary connects; what is missing is said then.
+ */
+import { VmmError } from '../base/error.ts';
+import type { Logger } from '../base/log.ts';
+import { FileDisk } from '../block/file.ts';
+import type { ConsoleBackend } from '../console/backend.ts';
+import { openConsole } from '../console/open.ts';
+import { announce } from '../ft/shell/announce.ts';
+import type { Arbiter } from '../ft/shell/arbiter.ts';
+import type { Outputs } from '../ft/shell/outputs.ts';
+import type { PrimaryShell } from '../ft/shell/primary-shell.ts';
+import { type StandbyMachine, StandbyShell, type Takeover } from '../ft/shell/standby-shell.ts';
+import { openKvmHost } from '../kvm/host.ts';
+import { loadNativeIo, type NativeIo } from '../kvm/native-io.ts';
+import { Machine } from '../machine/machine.ts';
+import { preciseTime } from '../machine/precise-time.ts';
+import { replicatedGuest } from '../machine/replicated-guest.ts';
+import { type ControlHandler, ControlServer, controlPath } from '../monitor/control-server.ts';
+import {
+  checkForReplication,
+  type DiskOption,
+  type NetOption,
+  type OpenDevices,
+  openDevices,
+  parseDisks,
+  parseNets,
+} from './device-options.ts';
+import {
+  configOf,
+  type Description,
+  descriptionDigest,
+  parseDescription,
+} from './ft-description.ts';
+import { ARBITER_RETRY_NS, helloOf, livenessFor, openArbiter } from './ft-options.ts';
+import { closeAll, tapOutputs } from './open-parts.ts';
+import { endGuest, protect } from './protect.ts';
+import { openLog } from './report.ts';
+import { controlHandler, handleSignals, statusOf } from './run.ts';
+import { parseStandbyOptions, type StandbyOptions } from './standby-options.ts';
+
+/** A lost connection is looked into at once: the arbiter knows more than a delay would tell. */
+const SUSPECT_NS = 20e6;
+/** How often a takeover tries to lock a disk that the dead host's process still seems to hold. */
+const LOCK_RETRY_MS = 50;
+
+/** The machine of one introduction with all that belongs to it. */
+interface Built extends StandbyMachine {
+  readonly machine: Machine;
+  readonly outputs: Outputs;
+  readonly devices: OpenDevices;
+  readonly description: Description;
+  readonly images: readonly Uint8Array[];
+}
+
+/** Finds what a disk or card of the guest is on this host. */
+function localSpec(kind: 'disk' | 'net', id: string, given: ReadonlyMap<string, string>): string {
+  const spec = given.get(id);
+  if (spec !== undefined) return spec;
+  const what = kind === 'disk' ? 'PATH' : 'BACKEND';
+  throw new VmmError(
+    'FT_RESOURCE',
+    `the guest's ${kind} '${id}' has no counterpart on the standby`,
+    {
+      hint: `Start the standby with --${kind} ${id}=${what}.`,
+    },
+  );
+}
+
+function diskOptions(description: Description, given: ReadonlyMap<string, string>): DiskOption[] {
+  return description.disks.map((disk) => {
+    const [option] = parseDisks([`${localSpec('disk', disk.id, given)},id=${disk.id}`]);
+    if (!disk.readonly) checkForReplication([option!], []);
+    return {
+      ...option!,
+      readonly: disk.readonly,
+      serial: disk.serial,
+      lock: 'unlocked',
+      // What is on the medium counts, not what lies in a dead host's page cache.
+      cache: 'none',
+    };
+  });
+}
+
+function netOptions(description: Description, given: ReadonlyMap<string, string>): NetOption[] {
+  return description.nets.map((net) => {
+    const [option] = parseNets(
+      [`${localSpec('net', net.id, given)},id=${net.id}`],
+      description.name,
+    );
+    checkForReplication([], [option!]);
+    return { ...option!, model: net.model, mac: Uint8Array.from(Buffer.from(net.mac, 'hex')) };
+  });
+}
+
+/** Builds machines for introductions. */
+class Builder {
+  readonly #options: StandbyOptions;
+  readonly #io: NativeIo;
+  readonly #log: Logger;
+  readonly #console: ConsoleBackend;
+  readonly #hasArbiter: boolean;
+
+  constructor(
+    options: StandbyOptions,
+    io: NativeIo,
+    log: Logger,
+    console: ConsoleBackend,
+    hasArbiter: boolean,
+  ) {
+    this.#options = options;
+    this.#io = io;
+    this.#log = log;
+    this.#console = console;
+    this.#hasArbiter = hasArbiter;
+  }
+
+  async build(received: unknown, images: readonly Uint8Array[]): Promise<Built> {
+    const description = parseDescription(received);
+    const { disks, nets, timeoutNs, onPeerLoss } = this.#options;
+    const closers: (() => unknown)[] = [];
+    const host = openKvmHost();
+    const log = this.#log;
+    const machine = new Machine(configOf(description, images), {
+      host,
+      log,
+      time: preciseTime(this.#io),
+    });
+    const dispose = async (): Promise<void> => {
+      machine.dispose();
+      await closeAll(closers, log);
+    };
+    try {
+      const devices = await openDevices(
+        machine,
+        this.#io,
+        diskOptions(description, disks),
+        netOptions(description, nets),
+        closers,
+      );
+      for (const [i, { backend }] of devices.disks.entries()) {
+        const want = description.disks[i]!;
+        if (backend.info.sizeBytes !== want.sizeBytes) {
+          throw new VmmError(
+            'FT_RESOURCE',
+            `disk '${want.id}' has ${backend.info.sizeBytes} bytes here and ${want.sizeBytes} at the primary`,
+            { hint: 'Both hosts must name the same shared disk.' },
+          );
+        }
+      }
+      const { outputs, parts } = tapOutputs([this.#console], devices, description.cpus);
+      machine.assemble({ ...parts, doorbellsOfAnyWidth: host.probe().hasIoeventfdAnyLength });
+      return {
+        machine,
+        outputs,
+        devices,
+        description,
+        images,
+        guest: replicatedGuest(machine),
+        config: {
+          hello: helloOf({
+            machine,
+            role: 'standby',
+            onPeerLoss,
+            hasArbiter: this.#hasArbiter,
+            vm: description.vm,
+            generation: 0,
+            machineDigest: descriptionDigest(description),
+          }),
+          authority: {
+            arbiter: this.#hasArbiter,
+            onPeerLoss,
+            retryNs: ARBITER_RETRY_NS,
+          },
+          liveness: livenessFor(timeoutNs),
+          suspectNs: SUSPECT_NS,
+        },
+        dispose,
+      };
+    } catch (error) {
+      await dispose();
+      throw error;
+    }
+  }
+}
+
+/** Locks the disks that the guest is going to write, waiting for a process of the other host that is just ending. */
+async function lockDisks(devices: OpenDevices, log: Logger): Promise<void> {
+  for (const { id, backend } of devices.disks) {
+    if (!(backend instanceof FileDisk)) continue;
+    for (let complained = false; ; ) {
+      try {
+        backend.lock();
+        break;
+      } catch (error) {
+        if (!complained)
+          log.warn(`disk '${id}' is still locked by another process; waiting (${String(error)})`);
+        complained = true;
+        await new Promise((resolve) => setTimeout(resolve, LOCK_RETRY_MS));
+      }
+    }
+  }
+}
+
+/** Runs the guest from the committed state; returns the exit status. */
+async function takeOver(
+  takeover: Takeover,
+  options: StandbyOptions,
+  io: NativeIo,
+  log: Logger,
+  arbiter: Arbiter | undefined,
+  setHandler: (handler: ControlHandler, end: () => void) => void,
+): Promise<number> {
+  const built = takeover.machine as Built;
+  const { machine, outputs, devices, description, images, guest } = built;
+  const beganNs = io.monotonicNs();
+  await lockDisks(devices, log);
+  guest.loadContainer(takeover.container, takeover.elapsedNs);
+  const { replay } = takeover.store;
+  const repeated = replay.count;
+  replay.replay(outputs.replaySink(guest.replayWrite));
+  outputs.released();
+  for (const { backend, mac } of devices.nets) announce(backend, mac);
+  const shell: PrimaryShell = protect(
+    {
+      machine,
+      outputs,
+      io,
+      description,
+      images,
+      arbiter,
+      generation: takeover.generation,
+      peer: undefined,
+    },
+    {
+      policy: 'adaptive',
+      intervalNs: 20e6,
+      maxDowntimeNs: 30e6,
+      timeoutNs: options.timeoutNs,
+      onPeerLoss: 'continue',
+      status: options.status,
+    },
+  );
+  const signals = handleSignals(machine, shell);
+  setHandler(controlHandler(machine, shell), () => endGuest(machine, shell));
+  machine.start();
+  shell.start();
+  const ms = (ns: number): string => `${(ns / 1e6).toFixed(0)} ms`;
+  const toAuthority =
+    takeover.lostNs === undefined ? '' : `${ms(takeover.lostNs)} from the loss to authority, `;
+  const since = `${toAuthority}${ms(io.monotonicNs() - beganNs)} from authority`;
+  log.warn(
+    `the guest runs here now, as generation ${takeover.generation} (${since}); ${repeated} outputs of the lost host were sent again`,
+  );
+  const outcome = await machine.finished;
+  signals.release();
+  shell.close();
+  await built.dispose();
+  return signals.status ?? statusOf(outcome);
+}
+
+/** Waits, protects, takes over; returns the exit status. */
+export async function standby(line: Readonly<Record<string, unknown>>): Promise<number> {
+  const options = parseStandbyOptions(line);
+  const log = await openLog(options);
+  const io = loadNativeIo();
+  const closers: (() => unknown)[] = [];
+  try {
+    openKvmHost().probe();
+    const arbiter = openArbiter(io, options.arbiter);
+    if (arbiter !== undefined) closers.push(() => arbiter.close());
+    let finish: (status: number) => void = () => {};
+    const finished = new Promise<number>((resolve) => {
+      finish = resolve;
+    });
+    let running = false;
+    let quit: () => void = () => finish(0);
+    const console = await openConsole(options.serial, { io, log, onQuit: () => quit() });
+    closers.push(() => console.close());
+    const builder = new Builder(options, io, log, console, arbiter !== undefined);
+    const shell = new StandbyShell({
+      io,
+      log,
+      listen: { ...options.listen, key: options.key, log },
+      arbiter,
+      inspect(received) {
+        const { vm, images } = parseDescription(received);
+        return { vm, tickets: images };
+      },
+      build: (received, images) => builder.build(received, images),
+      events: {
+        state: (state) => log.info(`standby: ${state}`),
+        ended(reason) {
+          log.info(`the guest has ended (${reason}); there is nothing left to stand by for`);
+          finish(0);
+        },
+        takeOver(takeover) {
+          const setHandler = (handler: ControlHandler, end: () => void): void => {
+            running = true;
+            handle = handler;
+            quit = end;
+          };
+          takeOver(takeover, options, io, log, arbiter, setHandler).then(
+            finish,
+            (error: unknown) => {
+              log.error(`the takeover failed: ${String(error)}`);
+              finish(1);
+            },
+          );
+        },
+      },
+    });
+    let handle: ControlHandler = (request) =>
+      standbyCommand(shell, request.command, () => finish(0));
+    closers.push(() => shell.close());
+    await shell.start();
+    const socket =
+      options.control ?? (options.name === undefined ? undefined : controlPath(options.name));
+    if (socket !== undefined) {
+      const server = await ControlServer.listen(socket, (request) => handle(request));
+      closers.push(() => server.close());
+    }
+    // Once the guest runs here, signals mean what they mean to any guest.
+    const onSignal = (): void => {
+      if (!running) finish(0);
+    };
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, onSignal);
+    log.info(`standing by on ${options.listen.host}:${shell.port}`);
+    return await finished;
+  } finally {
+    await closeAll(closers, log);
+  }
+}
+
+function standbyCommand(
+  shell: StandbyShell,
+  command: unknown,
+  quit: () => void,
+): Record<string, unknown> {
+  switch (command) {
+    case 'status':
+      return { ...shell.figures() };
+    case 'takeover': {
+      const refused = shell.orderTakeover();
+      if (refused !== undefined) throw new VmmError('FT_TAKEOVER', refused);
+      return {};
+    }
+    case 'quit':
+      quit();
+      return {};
+    default:
+      throw new VmmError(
+        'CONTROL_REQUEST',
+        `a standby does not know the command '${String(command)}'`,
+        {
+          hint: 'It takes status, takeover and quit.',
+        },
+      );
+  }
+}
