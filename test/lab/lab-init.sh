@@ -1,0 +1,76 @@
+#!/bin/sh
+# /init of the lab. The launcher (machine.ts) gives two 9p shares: `host`, the host's whole file system,
+# read-only, and `lab`, a directory with lab.conf and run.sh; and one virtio-serial port for each of:
+# 1 control, 2 standard output, 3 standard error, 4 standard input of the command. The ends of 2 and 3
+# are marked by $LAB_TAG, so that nothing is lost when the machine is ended.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+
+give_up() {
+  echo "lab: $*" >/dev/kmsg
+  [ -e /dev/vport0p1 ] && echo "failed $*" >/dev/vport0p1
+  poweroff -f
+}
+
+while read -r module; do
+  insmod "/modules/$module" || give_up "cannot load $module"
+done </modules.list
+# The ports appear a moment after their driver.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  [ -e /dev/vport0p4 ] && break
+  sleep 0.1
+done
+
+ninep=trans=virtio,version=9p2000.L,msize=512000
+mkdir -p /host /lab /over /new
+mount -t 9p -o "$ninep,cache=loose,ro" host /host || give_up "cannot mount the host's file system"
+mount -t 9p -o "$ninep,cache=none,ro" lab /lab || give_up "cannot mount the launcher's directory"
+. /lab/lab.conf
+mount -t tmpfs -o size=75% tmpfs /over
+mkdir /over/upper /over/work
+mount -t overlay -o lowerdir=/host,upperdir=/over/upper,workdir=/over/work overlay /new ||
+  give_up "cannot lay a writable layer over the host's file system"
+mount -t proc proc /new/proc
+mount -t sysfs sys /new/sys
+mount -t devtmpfs dev /new/dev
+mkdir -p /new/dev/pts /new/dev/shm /new/scratch "/new/lib/modules/$LAB_RELEASE"
+mount -t devpts devpts /new/dev/pts
+mount -t tmpfs tmpfs /new/dev/shm
+mount -t tmpfs tmpfs /new/run
+mount -t debugfs debugfs /new/sys/kernel/debug 2>/dev/null
+mount -t cgroup2 cgroup2 /new/sys/fs/cgroup 2>/dev/null
+mount --bind "/new$LAB_MODULE_TREE" "/new/lib/modules/$LAB_RELEASE"
+chroot /new modprobe -a $LAB_MODULES || give_up "cannot load one of: $LAB_MODULES"
+mount -t ext4 /dev/vda /new/scratch || give_up "cannot mount the scratch disk"
+if [ -n "$LAB_OUT" ]; then
+  mkdir -p "/new$LAB_OUT"
+  mount -t 9p -o "$ninep,cache=none,rw" out "/new$LAB_OUT" || give_up "cannot mount $LAB_OUT"
+fi
+hostname lab
+ip link set lo up
+[ -e /new/dev/kvm ] || give_up "kvm-amd made no /dev/kvm"
+
+mkfifo /out /err
+(cat /out >/dev/vport0p2; : >/out.done) &
+(cat /err >/dev/vport0p3; : >/err.done) &
+if [ -n "$LAB_STDIN" ]; then input=/dev/vport0p4; else input=/dev/null; fi
+echo ready >/dev/vport0p1
+setsid chroot /new /bin/sh "$LAB_DIRECTORY/run.sh" <"$input" >/out 2>/err
+status=$?
+
+# Background processes of the command may still hold the pipes: they get two seconds to finish.
+tries=0
+while [ ! -e /out.done ] || [ ! -e /err.done ]; do
+  [ $tries -ge 20 ] && break
+  tries=$((tries + 1))
+  sleep 0.1
+done
+kill -9 -1
+wait
+printf %s "$LAB_TAG" >/dev/vport0p2
+printf %s "$LAB_TAG" >/dev/vport0p3
+echo "exit $status" >/dev/vport0p1
+sync
+poweroff -f
