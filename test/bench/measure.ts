@@ -1,0 +1,62 @@
+/**
+ * What a measure is: experiments, each of which runs one or more sides (tsvmm first, peers after it) that give the same metrics.
+ * The runner interleaves the sides; a measure only says how one run of one side is done.
+ */
+
+/** Values of one run by metric name. A metric may be missing in a run or on a side. */
+export type Sample = Readonly<Record<string, number>>;
+
+/** One metric of an experiment. */
+export interface Metric {
+  readonly name: string;
+  /** `ns`, `ms`, `MiB`, `/s` ...: how it is printed. */
+  readonly unit: string;
+  /** What the project wants of the ratio to a peer; printed beside it, never judged. */
+  readonly aim?: { readonly side: string; readonly atMost?: number; readonly atLeast?: number };
+}
+
+/** One of the programs that are compared. */
+export interface Side {
+  readonly name: string;
+  /** The command, as somebody would type it in the checkout. */
+  readonly command: string;
+  /** One run. @throws Error when it could not be measured */
+  run(): Promise<Sample>;
+}
+
+/** A comparison. */
+export interface Experiment {
+  readonly name: string;
+  readonly metrics: readonly Metric[];
+  /** The first one is tsvmm. */
+  readonly sides: readonly Side[];
+  /** Runs for this one, when the usual number is too many or too few. */
+  readonly runs?: number;
+  /** Sides or parts that are not here, and why. */
+  readonly skipped?: readonly string[];
+}
+
+/** What a measure is told. */
+export interface BenchContext {
+  /** Fewer and shorter runs: shows that everything works, not how fast it is. */
+  readonly quick: boolean;
+  /** A folder for files; removed at the end. */
+  readonly folder: string;
+  readonly qemu: Qemu | undefined;
+  readonly note: (line: string) => void;
+}
+
+/** The QEMU that stands beside. */
+export interface Qemu {
+  readonly path: string;
+  readonly version: string;
+}
+
+/** A measure, in a file of measures/. */
+export interface Measure {
+  readonly name: string;
+  readonly title: string;
+  /** Why it cannot run here, or undefined. */
+  missing(context: BenchContext): string | undefined;
+  experiments(context: BenchContext): Promise<readonly Experiment[]>;
+}

@@ -1,0 +1,209 @@
+/**
+ * Measure 5: how long a guest stands still for a checkpoint, and what is sent, against the pages that it dirties. A primary with a
+ * standby on loopback; the figures are the primary's own, asked through its control socket.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { askControl } from '../../../src/monitor/control-server.ts';
+import { CLI, type Command, commandText, launch, track, tsvmmCommand } from '../guest-run.ts';
+import { kvmMissing } from '../machine-facts.ts';
+import type { BenchContext, Experiment, Measure, Sample } from '../measure.ts';
+import { summarize } from '../stats.ts';
+
+const PROTECT_TIMEOUT_MS = 40_000;
+/** Between two looks at the primary's figures. */
+const LOOK_MS = 25;
+/** Long enough for the guest to write its pages once between two checkpoints. */
+const intervalFor = (pages: number): number => (pages > 1024 ? 1000 : 100);
+
+interface Figures {
+  readonly phase: string;
+  readonly epochs: number;
+  readonly ackedEpochs: number;
+  readonly lastPauseNs: number;
+  readonly lastPages: number;
+  readonly outputDelayNs: number;
+  readonly sentBytes: number;
+}
+
+/** Starts a standby and waits for its port. */
+function startStandby(
+  folder: string,
+  name: string,
+): Promise<{ child: ChildProcess; port: number }> {
+  return new Promise((resolved, rejected) => {
+    const child = spawn(
+      process.execPath,
+      [
+        ...[CLI, 'standby', '--listen', '127.0.0.1:0', '--serial', 'null'],
+        ...['--control', join(folder, `${name}-b.sock`), '--log-level', 'info'],
+      ],
+      { stdio: ['ignore', 'pipe', 'pipe'] },
+    );
+    track(child);
+    let text = '';
+    const onText = (part: string): void => {
+      text += part;
+      const port = /standing by on 127\.0\.0\.1:(\d+)/.exec(text)?.[1];
+      if (port !== undefined) resolved({ child, port: Number(port) });
+    };
+    child.stdout.setEncoding('utf8').on('data', onText);
+    child.stderr.setEncoding('utf8').on('data', onText);
+    child.on('error', rejected);
+    child.on('exit', () => rejected(new Error(`the standby ended: ${text.slice(-300)}`)));
+  });
+}
+
+/** User and system time of a process so far, ms. */
+function cpuMs(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
+function end(child: ChildProcess): Promise<void> {
+  return new Promise((done) => {
+    if (child.exitCode !== null || child.signalCode !== null) return done();
+    child.on('exit', () => done());
+    child.kill('SIGKILL');
+  });
+}
+
+let count = 0;
+
+async function runPair(
+  folder: string,
+  primary: Command,
+  measureMs: number,
+  dirtyPages: number,
+): Promise<Sample> {
+  const name = `ft${count++}`;
+  const standby = await startStandby(folder, name);
+  const socket = join(folder, `${name}-a.sock`);
+  const child = launch([
+    ...primary,
+    ...['--ft-peer', `127.0.0.1:${standby.port}`, '--control', socket],
+  ]);
+  let said = '';
+  child.stdout!.on('data', (part) => {
+    said += part;
+  });
+  child.stderr!.on('data', (part) => {
+    said += part;
+  });
+  try {
+    const ask = async (): Promise<Figures | undefined> => {
+      if (child.exitCode !== null) throw new Error(`the primary ended: ${said.slice(-300)}`);
+      try {
+        return (await askControl(socket, { command: 'status' })).replication as Figures;
+      } catch {
+        return undefined;
+      }
+    };
+    const until = performance.now() + PROTECT_TIMEOUT_MS;
+    let before: Figures | undefined;
+    while (before?.phase !== 'protected') {
+      if (performance.now() > until) throw new Error(`not protected in time: ${said.slice(-300)}`);
+      await sleep(50);
+      before = await ask();
+    }
+    await sleep(500);
+    before = await ask();
+    const cpuBefore = cpuMs(child.pid!);
+    const begin = performance.now();
+    const pauses: number[] = [];
+    const delays: number[] = [];
+    let pages = 0;
+    let allPages = 0;
+    let seen = 0;
+    let last = before!;
+    while (performance.now() - begin < measureMs) {
+      await sleep(LOOK_MS);
+      const now = await ask();
+      if (now === undefined || now.epochs === last.epochs) continue;
+      allPages += now.lastPages;
+      seen++;
+      // Epochs of a round that has just begun, or of one that was cut in two, say nothing about this many pages.
+      if (now.lastPages >= dirtyPages * 0.9) {
+        pauses.push(now.lastPauseNs / 1e6);
+        delays.push(now.outputDelayNs / 1e6);
+        pages += now.lastPages;
+      }
+      last = now;
+    }
+    if (pauses.length === 0) throw new Error('no epoch had as many dirty pages as were asked for');
+    const seconds = (performance.now() - begin) / 1000;
+    const epochs = last.epochs - before!.epochs;
+    const usual = pages / pauses.length;
+    return {
+      pause: summarize(pauses).median,
+      'capture to ACK': summarize(delays).median,
+      'pages an epoch': usual,
+      'bytes sent per dirty byte':
+        (last.sentBytes - before!.sentBytes) / (epochs * (allPages / seen) * 4096),
+      epochs: epochs / seconds,
+      'CPU of the primary per epoch': (cpuMs(child.pid!) - cpuBefore) / Math.max(1, epochs),
+    };
+  } finally {
+    await end(child);
+    await end(standby.child);
+  }
+}
+
+function experiment(
+  { folder, quick }: BenchContext,
+  pages: number,
+  content: string,
+  metrics: readonly string[],
+  memory = '768M',
+): Experiment {
+  const intervalMs = intervalFor(pages);
+  const append = `pages=${pages} content=${content} period=${(intervalMs / 2) * 1000}`;
+  const command = [
+    ...tsvmmCommand({ guest: 'dirty', append, memory }),
+    ...['--ft-policy', 'periodic', '--ft-interval', `${intervalMs}ms`],
+  ];
+  const units: Record<string, string> = { pause: 'ms', 'capture to ACK': 'ms', epochs: '/s' };
+  return {
+    name: `checkpoint, ${pages} dirty pages (${content}), ${memory} guest, every ${intervalMs} ms`,
+    metrics: metrics.map((name) => ({
+      name,
+      unit: units[name] ?? (name.startsWith('CPU') ? 'ms' : ''),
+    })),
+    sides: [
+      {
+        name: 'tsvmm',
+        command: `node dist/src/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
+        run: () => runPair(folder, command, (quick ? 15 : 40) * intervalFor(pages), pages),
+      },
+    ],
+    runs: quick ? 1 : 3,
+  };
+}
+
+export const checkpoint: Measure = {
+  name: 'checkpoint',
+  title: '5. Checkpoints: pause and bytes against dirty pages',
+  missing: kvmMissing,
+  async experiments(context: BenchContext): Promise<Experiment[]> {
+    const times = [
+      'pause',
+      'capture to ACK',
+      'pages an epoch',
+      'epochs',
+      'CPU of the primary per epoch',
+    ];
+    const bytes = ['bytes sent per dirty byte', 'pause', 'pages an epoch'];
+    return [
+      ...[1, 256, 4096, 16384].map((pages) => experiment(context, pages, 'random', times)),
+      ...['zero', 'text', 'code', 'random', 'delta'].map((content) =>
+        experiment(context, 1024, content, bytes),
+      ),
+      ...['256M', '1G', '2G'].map((memory) =>
+        experiment(context, 256, 'delta', ['pause', 'capture to ACK'], memory),
+      ),
+    ];
+  },
+};
