@@ -6,6 +6,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
+  copyFileSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -164,6 +165,10 @@ class Machine {
     };
     const lines = Object.entries(settings).map(([name, value]) => `${name}=${quote(value)}\n`);
     writeFileSync(join(this.#directory, 'lab.conf'), lines.join(''));
+    copyFileSync(
+      join(repositoryRoot(), 'test/lab/lab-keeper.pl'),
+      join(this.#directory, 'keeper.pl'),
+    );
     let script = '';
     for (const [name, value] of Object.entries(process.env)) {
       if (passedVariables.test(name)) script += `export ${name}=${quote(value ?? '')}\n`;
