@@ -125,6 +125,8 @@ export interface PairOptions {
   readonly append?: string;
   /** No disk and no card: guests that only compute and print. */
   readonly bare?: boolean;
+  /** No disk: nothing that two hosts share. */
+  readonly diskless?: boolean;
   /** Default: both use one lock file. */
   readonly arbiter?: 'lock' | 'none';
   readonly primaryArgs?: readonly string[];
@@ -179,13 +181,16 @@ export class Pair {
 
   /** Starts a standby (again) and the proxy in front of it. */
   async startStandby(): Promise<void> {
-    const { standbyArgs = [], standbyParts, bare } = this.#options;
+    const { standbyArgs = [], standbyParts, bare, diskless } = this.#options;
     if (this.#proxy === undefined) await this.net.listen(this.path('net-a'));
     if (this.#proxy === undefined) await this.net.listen(this.path('net-b'));
     const name = this.#standbyCount++ === 0 ? 'standby' : `standby-${this.#standbyCount}`;
     const parts = bare
       ? []
-      : ['--disk', `disk0=${this.disk}`, '--net', `net0=stream=${this.path('net-b')}`];
+      : [
+          ...(diskless ? [] : ['--disk', `disk0=${this.disk}`]),
+          ...['--net', `net0=stream=${this.path('net-b')}`],
+        ];
     const standby = new Process(name, this.folder, [
       ...['standby', '--listen', '127.0.0.1:0', ...(standbyParts ?? parts)],
       ...['--serial', `file:${this.path('console-b')}`],
@@ -211,7 +216,8 @@ export class Pair {
     const primary = new Process('primary', this.folder, [
       ...['run', '--kernel', guestPath(o.guest ?? 'demo'), '--append', append],
       ...['--memory', o.memory ?? '64M', '--cpus', String(o.cpus ?? 1)],
-      ...(o.bare ? [] : ['--disk', this.disk, '--net', `stream=${this.path('net-a')},${card}`]),
+      ...(o.bare || o.diskless ? [] : ['--disk', this.disk]),
+      ...(o.bare ? [] : ['--net', `stream=${this.path('net-a')},${card}`]),
       ...['--serial', `file:${this.path('console-a')}`],
       ...['--ft-peer', `127.0.0.1:${this.proxy.port}`, '--ft-arbiter', this.arbiter],
       ...['--ft-policy', o.policy ?? 'adaptive', '--control', this.path('a.sock')],

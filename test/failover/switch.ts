@@ -18,6 +18,7 @@ export class Switch {
   readonly #table = new Map<string, string>();
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
+  readonly #framesFrom = new Map<string, number>();
 
   /** Adds a port that listens at `path`; one connection at a time, a new one replaces the old. */
   async listen(path: string): Promise<void> {
@@ -65,7 +66,13 @@ export class Switch {
     return (frame) => this.#forward(name, frame);
   }
 
+  /** How many frames came in at a port since the start. */
+  framesFrom(port: string): number {
+    return this.#framesFrom.get(port) ?? 0;
+  }
+
   #forward(from: string, frame: Uint8Array): void {
+    this.#framesFrom.set(from, this.framesFrom(from) + 1);
     if (frame.length < 14) return;
     const hex = Buffer.from(frame.subarray(0, 12)).toString('hex');
     this.#table.set(hex.slice(12), from);

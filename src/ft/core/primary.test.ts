@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { FAULT } from '../wire/fault.ts';
 import type { Hello, Manifest, Message } from '../wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../wire/spec.ts';
 import { POLICY_DEFAULTS } from './epoch-policy.ts';
@@ -228,6 +229,58 @@ describe('Primary', () => {
     s.protected();
     expect(s.primary.stranger(hello({ generation: 9 }), 0)).toMatchObject({ cmd: 'NACK' });
     expect(s.primary.phase).toBe('fenced');
+  });
+
+  it('believes no ACK that it hears after it was stopped for long, and asks anew', () => {
+    for (const [stoppedNs, released] of [
+      [1e7 - 1, ['frame 1']],
+      [1e7, []],
+    ] as const) {
+      const rig = new Rig({ ackDeadlineNs: 1e12 });
+      rig.protected();
+      rig.frame(1);
+      rig.now += stoppedNs;
+      rig.ack(2);
+      expect(rig.outside).toEqual(released);
+    }
+    const rig = new Rig({ ackDeadlineNs: 1e12 });
+    rig.protected();
+    rig.frame(1);
+    rig.now += 1e7;
+    rig.ack(2);
+    expect(rig.primary.phase).toBe('lost');
+    // The peer is still a standby and holds the epoch: that counts as the ACK.
+    rig.join({ generation: 3, complete: true, committedId: 2 });
+    expect(rig.outside).toEqual(['frame 1']);
+    rig.primary.disconnected(rig.now);
+    rig.frame(2);
+    rig.primary.connected(rig.now);
+    rig.hear({ cmd: 'NACK', generation: 4, code: FAULT.TAKEN_OVER, sentence: '' });
+    expect([rig.primary.phase, rig.outside]).toEqual(['fenced', ['frame 1']]);
+  });
+
+  it('dials an open stream that breaks at once, one that never opened after a while', () => {
+    const rig = new Rig({ reconnectNs: 1000 });
+    const dialled: number[] = [];
+    const look = (): void => {
+      for (let e = rig.primary.out.shift(); e !== undefined; e = rig.primary.out.shift()) {
+        if (e.type === 'connect') dialled.push(rig.now);
+      }
+    };
+    rig.protected();
+    rig.now += 5000;
+    rig.primary.disconnected(rig.now);
+    look();
+    expect(dialled).toEqual([5000]);
+    rig.primary.connected(rig.now);
+    rig.primary.disconnected(rig.now);
+    look();
+    for (let i = 0; i < 20; i++) {
+      rig.now += 100;
+      rig.primary.tick(rig.now);
+      look();
+    }
+    expect(dialled).toEqual([5000, 6000, 7000]);
   });
 
   it('takes an overdue ACK for the loss of the peer, although it still speaks', () => {

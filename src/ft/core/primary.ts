@@ -127,6 +127,8 @@ export class Primary {
   #passing = true;
   #capturing: { readonly epoch: number; readonly atomic: boolean } | undefined;
   #captureAtNs = Number.NEGATIVE_INFINITY;
+  /** When time was last looked at: a long gap means that this side was stopped. */
+  #lookedNs = Number.POSITIVE_INFINITY;
   #stopped = false;
   #ackedEpoch = 0;
   #oldestSinceNs = Number.POSITIVE_INFINITY;
@@ -180,8 +182,10 @@ export class Primary {
 
   /** A message from the standby. */
   message(message: Message, nowNs: number): void {
-    this.#liveness.heard(nowNs);
-    this.sender.receive(message);
+    if (!this.overslept(nowNs)) {
+      this.#liveness.heard(nowNs);
+      this.sender.receive(message);
+    }
     this.#settle(nowNs);
   }
 
@@ -374,26 +378,36 @@ export class Primary {
   /** Time passes; called at least every liveness interval and at {@link EpochPolicy.nextNs}. */
   tick(nowNs: number): void {
     if (this.#phase === 'fenced' || this.#phase === 'over') return;
-    if (this.#connected) {
+    if (!this.overslept(nowNs) && this.#connected) {
       if (this.#liveness.sendDue(nowNs)) this.sender.heartbeat();
       const since = Math.min(this.#oldestSinceNs, this.#answerDueSinceNs);
       const overdue = nowNs - since >= this.#config.ackDeadlineNs;
-      if (this.#liveness.silent(nowNs) || overdue) {
-        this.#drainSender(nowNs);
-        this.out.push({
-          type: 'close',
-          code: FAULT.PEER_SILENT,
-          sentence: 'The standby is silent.',
-        });
-        this.#connectionLost(nowNs);
-        this.sender.disconnected();
-      }
+      if (this.#liveness.silent(nowNs) || overdue) this.#hangUp('The standby is silent.', nowNs);
     }
     this.authority.tick(nowNs);
     this.#settle(nowNs);
   }
 
   // --- inside
+
+  /**
+   * Whether this side was stopped for so long that somebody may have taken over meanwhile. An ACK that waited in the
+   * socket is then from before that, and must let nothing out (R3): the connection is given up, and the next HELLO says how
+   * things stand.
+   */
+  protected overslept(nowNs: number): boolean {
+    const slept = nowNs - this.#lookedNs >= this.#config.liveness.deadlineNs;
+    this.#lookedNs = nowNs;
+    if (slept && this.#connected) this.#hangUp('This side was stopped for too long.', nowNs);
+    return slept;
+  }
+
+  #hangUp(sentence: string, nowNs: number): void {
+    this.#drainSender(nowNs);
+    this.out.push({ type: 'close', code: FAULT.PEER_SILENT, sentence });
+    this.#connectionLost(nowNs);
+    this.sender.disconnected();
+  }
 
   /** Brings everything in line after an event. */
   #settle(nowNs: number): void {
@@ -514,10 +528,11 @@ export class Primary {
   }
 
   #connectionLost(nowNs: number): void {
+    // A stream that was open is dialled again at once: a standby that has taken over says so before this side goes on alone.
+    if (this.#connected && !this.#streamOpen) this.#connectAtNs = nowNs + this.#config.reconnectNs;
     this.#connected = false;
     this.#streamOpen = false;
     this.#ready = false;
-    this.#connectAtNs = nowNs + this.#config.reconnectNs;
     this.#oldestSinceNs = Number.POSITIVE_INFINITY;
     this.#answerDueSinceNs = Number.POSITIVE_INFINITY;
     if (this.#lostSinceNs === Number.POSITIVE_INFINITY) this.#lostSinceNs = nowNs;
@@ -531,6 +546,8 @@ export class Primary {
     }
     if (this.#passing || this.#streamOpen) return;
     if (nowNs - this.#lostSinceNs < this.#config.graceNs) return;
+    // A connection is up again: what its HELLO says comes first. If it says nothing, it is silent soon.
+    if (this.#connected && !this.#config.authority.arbiter) return;
     if (this.#intent?.kind === 'hand' && this.#config.authority.arbiter) {
       if (this.authority.handing) {
         this.#takingBack = true;
