@@ -1,6 +1,8 @@
 /** Every fuzzer of the project by name. A new one is one entry here, and `npm run fuzz` and the unit test run it. */
 import { assert } from '../../src/base/assert.ts';
 import { fuzzDecoder } from '../../src/ft/wire/fuzz.ts';
+import { fuzzPageStream } from '../../src/ft/wire/page-fuzz.ts';
+import { nativeCodec, plainCodec } from '../support/page-codecs.ts';
 import { fuzzE1000 } from './e1000.ts';
 import { fuzzBootImages, fuzzOptions, fuzzSavedStates } from './operator-input.ts';
 import { fuzzVirtio } from './virtio.ts';
@@ -28,6 +30,14 @@ export const fuzzers: readonly Fuzzer[] = [
     rounds: 500,
     run(seed, rounds) {
       const { failure } = fuzzDecoder(seed, rounds);
+      assert(failure === undefined, failure ?? '');
+    },
+  },
+  {
+    name: 'page-stream',
+    rounds: 200,
+    run(seed, rounds) {
+      const { failure } = fuzzPageStream(seed, rounds, [plainCodec, nativeCodec()]);
       assert(failure === undefined, failure ?? '');
     },
   },

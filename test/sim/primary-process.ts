@@ -9,8 +9,9 @@ import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Primary, PrimaryEffect } from '../../src/ft/core/primary.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
-import { pagesBodyBytes, writePageEntry, writeSectionHeader } from '../../src/ft/wire/sections.ts';
-import { PAGE_ENCODING, SECTION, SECTION_HEADER_BYTES } from '../../src/ft/wire/spec.ts';
+import { PAGE_RECORD_BYTES, PAGES_VERSION, PageEncoder } from '../../src/ft/wire/page-stream.ts';
+import { writeSectionHeader } from '../../src/ft/wire/sections.ts';
+import { SECTION, SECTION_HEADER_BYTES } from '../../src/ft/wire/spec.ts';
 import { Violation } from './checkers.ts';
 import {
   FRAME_BYTES,
@@ -51,9 +52,9 @@ interface Request {
 }
 
 /** Builds one section. */
-function section(type: number, instance: number, body: Uint8Array): Uint8Array {
+function section(type: number, instance: number, body: Uint8Array, version = 1): Uint8Array {
   const out = new Uint8Array(SECTION_HEADER_BYTES + body.length);
-  out.set(body, writeSectionHeader(out, 0, type, 1, instance, body.length));
+  out.set(body, writeSectionHeader(out, 0, type, version, instance, body.length));
   return out;
 }
 
@@ -66,8 +67,7 @@ export class PrimaryProcess
   readonly machine: Primary;
   readonly generation: number;
   readonly #staging = new Map<number, Staging>();
-  /** Last sent content of each page, and the epoch that carried it: the base of the next delta. */
-  readonly #shadow: ({ epoch: number; content: Uint8Array } | undefined)[] = [];
+  readonly #encoder = new PageEncoder(PAGES, PAGE_BYTES);
   readonly #chunks = new Map<number, Uint8Array>();
   readonly #requests: (Request | undefined)[] = [undefined, undefined, undefined, undefined];
   readonly #doneWhileStopped: [slot: number, ok: boolean][] = [];
@@ -376,7 +376,7 @@ export class PrimaryProcess
   }
 
   #startSync(): void {
-    this.#shadow.length = 0;
+    this.#encoder.clear();
     const sync = ++this.#sync;
     let page = 0;
     let rounds = 0;
@@ -390,7 +390,7 @@ export class PrimaryProcess
           pages.push({ page, content: this.#page(page) });
         }
         const chunk = this.#nextChunk++;
-        this.#chunks.set(chunk, this.#pagesSection(0, pages));
+        this.#chunks.set(chunk, this.#pagesSection(pages));
         this.machine.syncChunk(chunk, this.now);
       } else if (rounds++ < 1) page = 0;
       else {
@@ -452,33 +452,13 @@ export class PrimaryProcess
     if (!atomic) this.#run();
   }
 
-  #pagesSection(epoch: number, pages: readonly StagedPage[]): Uint8Array {
-    const encoded: { page: number; encoding: number; data: Uint8Array; crc: number }[] = [];
-    let dataBytes = 0;
-    for (const { page, content } of pages) {
-      const base = this.#shadow[page];
-      let encoding: number = PAGE_ENCODING.raw;
-      let data = content;
-      if (content.every((byte) => byte === 0)) {
-        encoding = PAGE_ENCODING.zero;
-        data = EMPTY;
-      } else if (base !== undefined) {
-        encoding = PAGE_ENCODING.delta;
-        data = delta(base.content, content);
-      }
-      encoded.push({ page, encoding, data, crc: crc32c(content) });
-      dataBytes += data.length;
-      this.#shadow[page] = { epoch, content };
-    }
-    const body = new Uint8Array(pagesBodyBytes(pages.length, dataBytes));
-    body[0] = pages.length;
-    let at = body.length - dataBytes;
-    for (const [i, p] of encoded.entries()) {
-      writePageEntry(body, 0, i, p.page, p.encoding, p.data.length, p.crc);
-      body.set(p.data, at);
-      at += p.data.length;
-    }
-    return section(SECTION.pages, 0, body);
+  #pagesSection(pages: readonly StagedPage[]): Uint8Array {
+    const out = new Uint8Array(pages.length * (PAGE_RECORD_BYTES + PAGE_BYTES));
+    const stats = new Uint32Array(5);
+    const list = numbersOf(pages);
+    const contents = concat(pages.map((p) => p.content));
+    this.#encoder.encode(list, 0, list.length, contents, 0, out, 0, stats);
+    return section(SECTION.pages, 0, out.subarray(0, stats[4]), PAGES_VERSION);
   }
 
   #encode(epoch: number): void {
@@ -488,7 +468,7 @@ export class PrimaryProcess
     const half = this.world.prng.below(staging.pages.length + 1);
     const parts = [staging.pages.slice(0, half), staging.pages.slice(half)];
     const chunks = [
-      ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(epoch, p)),
+      ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(p)),
       concat(staging.sections),
     ];
     let crc = 0;
@@ -535,33 +515,15 @@ export class PrimaryProcess
       for (const { page } of staging.pages) {
         if (bug !== 'returned-pages-lost') this.guest.dirty[page] = 1;
       }
-    }
-    if (bug === 'delta-base-kept') return;
-    for (const [page, base] of this.#shadow.entries()) {
-      if (base !== undefined && base.epoch >= fromEpoch) this.#shadow[page] = undefined;
+      if (bug !== 'delta-base-kept') {
+        this.#encoder.forget(numbersOf(staging.pages), 0, staging.pages.length);
+      }
     }
   }
 }
 
-/** The words that differ, as {word u8, value u32}. */
-function delta(base: Uint8Array, content: Uint8Array): Uint8Array {
-  const out: number[] = [];
-  for (let at = 0; at < content.length; at += 4) {
-    if ([0, 1, 2, 3].every((k) => base[at + k] === content[at + k])) continue;
-    out.push(at / 4, ...content.subarray(at, at + 4));
-  }
-  return Uint8Array.from(out);
-}
-
-/** `base` with the words of {@link delta} in place, or undefined when it is malformed. */
-export function undelta(base: Uint8Array, data: Uint8Array): Uint8Array | undefined {
-  if (data.length % 5 !== 0) return undefined;
-  const out = base.slice();
-  for (let at = 0; at < data.length; at += 5) {
-    if (data[at]! >= out.length / 4) return undefined;
-    out.set(data.subarray(at + 1, at + 5), data[at]! * 4);
-  }
-  return out;
+function numbersOf(pages: readonly StagedPage[]): Uint32Array {
+  return Uint32Array.from(pages, (p) => p.page);
 }
 
 function concat(parts: readonly Uint8Array[]): Uint8Array {

@@ -9,13 +9,14 @@ import { TapReplay } from '../../src/ft/core/tap-replay.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { FAULT, type Fault, type FaultCode, fault } from '../../src/ft/wire/fault.ts';
 import { describeMessage, type Manifest, type Message } from '../../src/ft/wire/message.ts';
-import { PagesReader, SectionReader } from '../../src/ft/wire/sections.ts';
-import { PAGE_ENCODING, SECTION } from '../../src/ft/wire/spec.ts';
+import { decodePages, PAGE_ERROR, PAGES_VERSION } from '../../src/ft/wire/page-stream.ts';
+import { SectionReader } from '../../src/ft/wire/sections.ts';
+import { SECTION } from '../../src/ft/wire/spec.ts';
 import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser } from './outside.ts';
 import { makeStandby } from './planted.ts';
-import { PrimaryProcess, undelta } from './primary-process.ts';
+import { PrimaryProcess } from './primary-process.ts';
 import { frameBytes, SimProcess } from './process.ts';
 import { ProtocolMonitor } from './protocol-monitor.ts';
 import type { World } from './world.ts';
@@ -31,13 +32,6 @@ interface Transaction {
   log: Uint8Array;
 }
 
-/** Decodes `data` of one page; undefined when it cannot be. */
-function decodePage(encoding: number, data: Uint8Array, base: Uint8Array): Uint8Array | undefined {
-  if (encoding === PAGE_ENCODING.zero) return new Uint8Array(PAGE_BYTES);
-  if (encoding === PAGE_ENCODING.delta) return undelta(base, data);
-  return data.length === PAGE_BYTES ? data.slice() : undefined;
-}
-
 export class StandbyProcess extends SimProcess implements ArbiterUser {
   readonly machine: Standby;
   readonly #memory = new Uint8Array(PAGES * PAGE_BYTES);
@@ -47,7 +41,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
   readonly #replay: TapReplay;
   #staged: Transaction[] = [];
   readonly #sections = new SectionReader();
-  readonly #pagesReader = new PagesReader();
+  readonly #numbers = new Uint32Array(2 * PAGES);
+  readonly #contents = new Uint8Array(2 * PAGES * PAGE_BYTES);
   #decoder: Decoder | undefined;
   readonly #monitor = new ProtocolMonitor();
   #unread: Uint8Array[] = [];
@@ -228,15 +223,29 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
     const sections = this.#sections.reset(payload);
     while (sections.next()) {
       if (sections.type !== SECTION.pages) continue;
-      const r = this.#pagesReader.reset(payload, sections.bodyStart, sections.bodyEnd);
-      while (r.next()) {
-        if (r.page >= PAGES) continue;
-        const at = r.page * PAGE_BYTES;
-        const base = this.#memory.subarray(at, at + PAGE_BYTES);
-        const page = decodePage(r.encoding, payload.subarray(r.dataStart, r.dataEnd), base);
-        if (page !== undefined) this.#memory.set(page, at);
+      const count = this.#decode(payload, (page) => this.#standingPage(page));
+      for (let i = 0; i < count; i++) {
+        this.#memory.set(this.#content(i), this.#numbers[i]! * PAGE_BYTES);
       }
     }
+  }
+
+  /** Decodes the current section's pages into #numbers and #contents. @returns how many, or a refusal */
+  #decode(bytes: Uint8Array, base: (page: number) => Uint8Array): number {
+    const { bodyStart, bodyEnd, version } = this.#sections;
+    if (version !== PAGES_VERSION) return PAGE_ERROR.malformed;
+    const committed = (page: number): Uint8Array | undefined =>
+      page < PAGES ? base(page) : undefined;
+    const [numbers, contents] = [this.#numbers, this.#contents];
+    return decodePages(bytes, bodyStart, bodyEnd, committed, numbers, 0, contents, 0, PAGE_BYTES);
+  }
+
+  #content(index: number): Uint8Array {
+    return this.#contents.subarray(index * PAGE_BYTES, (index + 1) * PAGE_BYTES);
+  }
+
+  #standingPage(page: number): Uint8Array {
+    return this.#memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
   }
 
   #validate(id: number, manifest: Manifest): void {
@@ -266,16 +275,13 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
         sectionCount++;
         const { bodyStart, bodyEnd } = sections;
         if (sections.type === SECTION.pages) {
-          const r = this.#pagesReader.reset(part, bodyStart, bodyEnd);
-          while (r.next()) {
-            count++;
-            if (r.page >= PAGES) return FAULT.SECTION_MALFORMED;
-            const data = part.subarray(r.dataStart, r.dataEnd);
-            const page = decodePage(r.encoding, data, this.#pageBefore(t.id, r.page));
-            if (page === undefined || crc32c(page) !== r.crc) return FAULT.PAGE_CHECKSUM;
-            pages.set(r.page, page);
+          const found = this.#decode(part, (page) => this.#pageBefore(t.id, page));
+          if (found < 0) {
+            return found === PAGE_ERROR.checksum ? FAULT.PAGE_CHECKSUM : FAULT.SECTION_MALFORMED;
           }
-          if (r.malformed) return FAULT.SECTION_MALFORMED;
+          count += found;
+          // In the order in which they were sent: the last one counts.
+          for (let i = 0; i < found; i++) pages.set(this.#numbers[i]!, this.#content(i).slice());
         } else {
           if ((bodyEnd - bodyStart) % 4 !== 0 && sections.type !== SECTION.tapLog) {
             return FAULT.SECTION_MALFORMED;
@@ -311,7 +317,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
       const found = t.pages?.get(page);
       if (found !== undefined) return found;
     }
-    return this.#memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+    return this.#standingPage(page);
   }
 
   #committed(id: number, generation: number): void {

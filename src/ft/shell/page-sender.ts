@@ -1,19 +1,18 @@
 /**
- * Turns pages and states into protocol chunks: the native encoder's page stream (native/README.md) as `pages` sections, the
+ * Turns pages and states into protocol chunks: the native encoder's page stream (ft/wire/page-stream.ts) as `pages` sections, the
  * state container and the tap's log behind them. Works in slices between which the event loop runs; waits when all
  * chunk buffers are with the network.
  */
 import { assert } from '../../base/assert.ts';
 import type { NativeIo, NativePageEncoder } from '../../kvm/native-io.ts';
 import type { Manifest } from '../wire/message.ts';
+import { PAGES_VERSION } from '../wire/page-stream.ts';
 import { writeSectionHeader } from '../wire/sections.ts';
 import { SECTION, SECTION_HEADER_BYTES } from '../wire/spec.ts';
 import { ChunkPool } from './chunk-pool.ts';
 import type { Epoch } from './epoch.ts';
 import { TAP_BYTES_MAX } from './outputs.ts';
 
-/** Version of the `pages` section whose body is a native page stream. */
-export const PAGES_VERSION = 2;
 /** Version of the `vm` section that holds a piece of the state container. */
 export const CONTAINER_VERSION = 1;
 /** Version of the `tapLog` section. */

@@ -10,10 +10,11 @@ import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { TapReplay } from '../core/tap-replay.ts';
 import { FAULT, type Fault, fault } from '../wire/fault.ts';
 import type { Manifest } from '../wire/message.ts';
+import { PAGES_VERSION } from '../wire/page-stream.ts';
 import { SectionReader } from '../wire/sections.ts';
 import { SECTION } from '../wire/spec.ts';
 import type { ReplicatedGuest } from './guest.ts';
-import { CONTAINER_VERSION, LOG_VERSION, PAGES_VERSION } from './page-sender.ts';
+import { CONTAINER_VERSION, LOG_VERSION } from './page-sender.ts';
 
 interface Staged {
   readonly frames: Uint8Array[];

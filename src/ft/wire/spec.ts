@@ -61,7 +61,7 @@ export const CMD_NAME: ReadonlyMap<number, CmdName> = new Map(
 
 /** What a payload's sections hold. */
 export const SECTION = {
-  /** Guest memory pages; instance = memory slot. */
+  /** Guest memory pages: a page stream (page-stream.ts). */
   pages: 1,
   /** One vCPU's state; instance = vCPU index. */
   vcpu: 2,
@@ -84,16 +84,6 @@ export type SectionType = (typeof SECTION)[keyof typeof SECTION];
 
 /** Bytes of a section's header: type u16, version u16, instance u32, length u32. */
 export const SECTION_HEADER_BYTES = 12;
-
-/** How one page of a `pages` section is stored. */
-export const PAGE_ENCODING = {
-  /** The page itself. */
-  raw: 0,
-  /** All bytes zero; no data. */
-  zero: 1,
-  /** Difference to the page as the base epoch left it. */
-  delta: 2,
-} as const;
 
 /** Why a stream ends; END carries one of these. */
 export const END_REASON = {

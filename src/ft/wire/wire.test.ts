@@ -7,15 +7,9 @@ import { FAULT, type FaultCode, faultSentence } from './fault.ts';
 import { fuzzDecoder } from './fuzz.ts';
 import type { Hello, Message } from './message.ts';
 import { negotiate } from './negotiate.ts';
-import {
-  PAGE_ENTRY_BYTES,
-  PagesReader,
-  pagesBodyBytes,
-  SectionReader,
-  writePageEntry,
-  writeSectionHeader,
-} from './sections.ts';
-import { ARBITER, CMD, HEADER, ON_PEER_LOSS, PAGE_ENCODING, ROLE, SECTION } from './spec.ts';
+import { decodePages, PAGE_ERROR, PageEncoder } from './page-stream.ts';
+import { SectionReader, writeSectionHeader } from './sections.ts';
+import { ARBITER, CMD, HEADER, ON_PEER_LOSS, ROLE, SECTION } from './spec.ts';
 import {
   LOGGED,
   TapLogReader,
@@ -298,22 +292,40 @@ describe('sections', () => {
     expect([r.reset(out, 0, at).next(), r.error]).toEqual([false, 'unknown']);
   });
 
-  it('hold pages in three encodings', () => {
-    const out = new Uint8Array(64);
-    writePageEntry(out, 0, 0, 77, PAGE_ENCODING.raw, 3, 0xabcdef01);
-    writePageEntry(out, 0, 1, 2 ** 31, PAGE_ENCODING.zero, 0, 5);
-    out[0] = 2;
-    const end = pagesBodyBytes(2, 3);
-    const r = new PagesReader().reset(out, 0, end);
-    expect(r.next()).toBe(true);
-    expect([r.page, r.encoding, r.crc, r.dataEnd - r.dataStart]).toEqual([77, 0, 0xabcdef01, 3]);
-    expect(r.next()).toBe(true);
-    expect([r.page, r.encoding, r.dataStart]).toEqual([2 ** 31, 1, end]);
-    expect([r.next(), r.malformed]).toEqual([false, false]);
-    r.reset(out, 0, end + 1);
-    while (r.next());
-    expect(r.malformed).toBe(true);
-    expect(r.reset(out, 0, 3 + PAGE_ENTRY_BYTES).malformed).toBe(true);
+  it('hold pages as records: zero, raw, delta and same', () => {
+    const encoder = new PageEncoder(4, 32);
+    const out = new Uint8Array(256);
+    const stats = new Uint32Array(5);
+    const contents = new Uint8Array(4 * 32);
+    contents.fill(7, 32);
+    contents[64 + 9] = 1;
+    // Page 3 three times: raw, one word changed, and the same again.
+    expect(encoder.encode(Uint32Array.of(2, 3, 3), 0, 3, contents, 0, out, 0, stats)).toBe(3);
+    const again = Uint32Array.of(3);
+    expect(encoder.encode(again, 0, 1, contents, 64, out, stats[4]!, stats)).toBe(1);
+    expect([...stats]).toEqual([1, 1, 1, 1, 12 + 44 + 22 + 12]);
+    const hex = (start: number, end: number): string =>
+      Array.from(out.subarray(start, end), (b) => b.toString(16).padStart(2, '0')).join('');
+    expect(hex(0, 8)).toBe('0200000000000000');
+    expect(hex(12, 20)).toBe('0300000003002000');
+    expect(hex(56, 64)).toBe('0300000002000a00');
+    expect(hex(68, 78)).toBe('01010701070707070707');
+    expect(hex(78, 86)).toBe('0300000001000000');
+    const list = new Uint32Array(4);
+    const staging = new Uint8Array(4 * 32);
+    const before = new Uint8Array(32).fill(7);
+    const decode = (start: number, end: number): number =>
+      decodePages(out, start, end, (n) => (n < 4 ? before : undefined), list, 0, staging, 0, 32);
+    expect(decode(0, 78)).toBe(3);
+    expect([[...list.subarray(0, 3)], staging.subarray(0, 96)]).toEqual([
+      [2, 3, 3],
+      contents.subarray(0, 96),
+    ]);
+    expect(decode(78, 90)).toBe(PAGE_ERROR.checksum);
+    expect(decode(78, 89)).toBe(PAGE_ERROR.malformed);
+    out[0] = 9;
+    expect(decode(0, 12)).toBe(PAGE_ERROR.notMemory);
+    expect(decode(12, 12)).toBe(0);
   });
 
   it('hold the tap log: outputs with their bytes, triggers with their full width', () => {
