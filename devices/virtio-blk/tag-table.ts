@@ -142,9 +142,15 @@ export class TagTable {
     }
   }
 
-  /** Nobody waits for anything any more; tags at the backend stay taken until they complete. */
-  forgetAll(): void {
-    for (let i = 0; i < this.#heldCount; i++) this.free(this.#held[i]!);
+  /**
+   * Nobody waits for anything any more; tags at the backend stay taken until they complete. Reads whose completion was held
+   * back have written to memory: marks that as dirty.
+   */
+  forgetAll(dirty: DirtySet): void {
+    for (let i = 0; i < this.#heldCount; i++) {
+      this.markSegments(this.#held[i]!, dirty);
+      this.free(this.#held[i]!);
+    }
     this.#heldCount = 0;
     for (let tag = 0; tag < this.#state.length; tag++) {
       if (this.#state[tag] === ACTIVE) this.#state[tag] = FORGOTTEN;

@@ -5,6 +5,7 @@ import { crc32c } from '../../src/base/crc32c.ts';
 import { MemoryLog } from '../../src/base/log.ts';
 import { BLOCK_OP, ERRNO } from '../../src/block/backend.ts';
 import { MemoryDisk, type MemoryDiskOptions } from '../../src/block/memory.ts';
+import { PauseWhenFull } from '../../src/block/pause-when-full.ts';
 import { VirtioPciFunction, type VirtioPciState } from '../../src/virtio/pci-function.ts';
 import { FEATURE, featureSet, STATUS } from '../../src/virtio/spec.ts';
 import { deviceConformance } from '../../test/support/device-conformance.ts';
@@ -21,7 +22,13 @@ import { VirtioBlk, type VirtioBlkState } from './virtio-blk.ts';
 const SLOT = 5;
 const DISK_BYTES = 64 * 1024;
 
-function build(options: Partial<MemoryDiskOptions> & { queueSize?: number } = {}) {
+interface RigOptions extends Partial<MemoryDiskOptions> {
+  readonly queueSize?: number;
+  /** A write that finds no room is kept. */
+  readonly whenFull?: 'keep';
+}
+
+function build(options: RigOptions = {}) {
   const memory = testMemory();
   const board = new PciTestBoard();
   const clock = new ManualClock();
@@ -30,7 +37,7 @@ function build(options: Partial<MemoryDiskOptions> & { queueSize?: number } = {}
   const blk = new VirtioBlk({
     id: 'disk0',
     memory,
-    backend: disk,
+    backend: options.whenFull === 'keep' ? new PauseWhenFull(disk, () => {}) : disk,
     clock,
     serial: 'SERIAL-1',
     ...(options.queueSize === undefined ? {} : { queueSize: options.queueSize }),
@@ -305,6 +312,41 @@ describe('VirtioBlk life', () => {
     expect(rig.driver.status).toBe(0);
     expect(rig.queue.take()).toBeUndefined();
     expect(rig.driver.negotiate()).toBe(true);
+  });
+
+  it('gives up what never ends when the driver waits for its reset', () => {
+    const rig = started({ whenFull: 'keep' });
+    rig.disk.fault = () => ERRNO.ENOSPC;
+    rig.queue.add(
+      request(rig.driver, BLK_REQUEST.out, 0, [buffer(rig.driver, 512, false)]).segments,
+    );
+    rig.queue.notify();
+    rig.disk.poll();
+    rig.driver.status = 0;
+    rig.clock.advance(4.9e9);
+    expect(rig.driver.status).not.toBe(0);
+    // Machine time stands still while paused, and so does patience.
+    rig.fn.pause();
+    rig.clock.advance(1e9);
+    rig.fn.resume();
+    rig.clock.advance(4.9e9);
+    expect(rig.driver.status).not.toBe(0);
+    rig.clock.advance(0.1e9);
+    expect(rig.driver.status).toBe(0);
+    rig.disk.fault = undefined;
+    expect(rig.driver.negotiate()).toBe(true);
+  });
+
+  it('marks what a read wrote whose completion nobody takes any more', () => {
+    const rig = started();
+    const target = buffer(rig.driver, 512, true);
+    rig.queue.add(request(rig.driver, BLK_REQUEST.in, 0, [target]).segments);
+    rig.queue.notify();
+    rig.fn.pause();
+    rig.disk.poll();
+    rig.memory.dirty.clear();
+    rig.fn.reset();
+    expect(rig.memory.dirty.has(Math.floor(target.address / 4096))).toBe(true);
   });
 
   it('keeps completions while paused and delivers them on resume', () => {

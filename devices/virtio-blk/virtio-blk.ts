@@ -64,6 +64,8 @@ const stateCodec: Codec<VirtioBlkState> = struct<VirtioBlkState>({
 
 /** Most sectors of one discard or write zeroes: 2 GiB, so that one request keeps a disk busy for a bounded time. */
 const MAX_RANGE_SECTORS = 2 ** 22;
+/** How long a driver's reset waits for requests under way before the backend is told to give up. */
+const RESET_PATIENCE_NS = 5e9;
 
 export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
   readonly id: string;
@@ -86,6 +88,9 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
   readonly #headerView = new DataView(this.#header.buffer);
   /** Runs the queue again when one turn's share of work is used up. */
   readonly #again: Timer;
+  /** While the driver waits for its reset: when the backend is to give up. */
+  readonly #giveUp: Timer;
+  readonly #clock: Clock;
   #transport: VirtioTransport | undefined;
   #paused = true;
   #unsubmitted = false;
@@ -114,6 +119,8 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
     }
     this.#tags = new TagTable(Math.min(backend.info.maxRequests, queueSize));
     this.#again = clock.timer(() => this.#process());
+    this.#giveUp = clock.timer(() => this.#abandon());
+    this.#clock = clock;
     this.#fillConfig();
     backend.setHandler(this);
   }
@@ -138,26 +145,36 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
     this.#process();
   }
 
+  /**
+   * Reads under way may still write to the driver's buffers, and its writes may still reach the disk, in whatever order with
+   * later ones: the reset is done when they are (2.4.1). What does not end by itself is given up after a while.
+   */
   stop(): boolean {
     this.#again.cancel();
-    this.#tags.forgetAll();
+    this.#tags.forgetAll(this.#memory.dirty);
     this.#resetCache();
     this.#stopping = this.#tags.busy > 0;
+    if (this.#stopping) this.#giveUp.arm(this.#clock.nowNs() + RESET_PATIENCE_NS);
+    else this.#giveUp.cancel();
     return !this.#stopping;
   }
 
+  /** Whoever resets a machine whose guest goes on waits for its disks first. */
   reset(): void {
     this.stop();
     this.#stopping = false;
+    this.#giveUp.cancel();
   }
 
   pause(): void {
     this.#paused = true;
     this.#again.cancel();
+    this.#giveUp.cancel();
   }
 
   resume(): void {
     this.#paused = false;
+    if (this.#stopping) this.#giveUp.arm(this.#clock.nowNs() + RESET_PATIENCE_NS);
     this.#tags.takeHeld((tag, result) => this.#finish(tag, result));
     this.batchEnd();
   }
@@ -180,8 +197,9 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
   }
 
   load(state: VirtioBlkState): void {
-    this.#tags.forgetAll();
+    this.#tags.forgetAll(this.#memory.dirty);
     this.#stopping = false;
+    this.#giveUp.cancel();
     this.config[BLK_CONFIG.writeback] = state.writeback ? 1 : 0;
     this.#chooseCache();
   }
@@ -201,11 +219,19 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
     if (this.#paused) return;
     if (this.#stopping && this.#tags.busy === 0) {
       this.#stopping = false;
+      this.#giveUp.cancel();
       this.#live.stopped();
     }
     this.#live.publish(0);
     if (this.#live.running) this.#process();
     this.#submit();
+  }
+
+  /** The driver has waited long enough; asked again, as a decorator may hold more back for the backend. */
+  #abandon(): void {
+    if (!this.#stopping) return;
+    this.#giveUp.arm(this.#clock.nowNs() + RESET_PATIENCE_NS);
+    this.#backend.abandon?.();
   }
 
   // Requests.

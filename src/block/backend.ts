@@ -125,6 +125,12 @@ export interface BlockBackend {
   /** Calls `done` once, when nothing is in flight: at once if that is so now. The caller stops queueing first. */
   drain(done: () => void): void;
   /**
+   * Gives up what may never end by itself: requests in flight that wait for a server that is away or silent, or for room on a
+   * full disk, complete soon with ECANCELED. None of them touches guest memory after its completion; a write among them
+   * may have been done or not. What the host's kernel is doing stays in flight. Absent where nothing can be given up.
+   */
+  abandon?(): void;
+  /**
    * From now on writes, flushes and discards submitted after this instant of CLOCK_BOOTTIME complete with
    * EKEYEXPIRED. Infinity: no lease. Present where the check is made in the same native call as the submission.
    */

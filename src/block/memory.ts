@@ -39,6 +39,8 @@ export class MemoryDisk implements BlockBackend {
   readonly journal: { op: BlockOp; offset: number; length: number }[] = [];
   /** While true nothing completes. */
   held = false;
+  /** While true, what is submitted is done when it completes, not before: the latest that a disk may touch memory. */
+  late = false;
   /** Decides the result of an operation instead of the disk; undefined lets the disk do it. */
   fault: ((op: BlockOp, offset: number, length: number) => number | undefined) | undefined;
 
@@ -46,7 +48,7 @@ export class MemoryDisk implements BlockBackend {
   readonly #completions: Completions;
   readonly #delivery: 'loop' | 'poll';
   #queued: (() => Pending)[] = [];
-  #done: Pending[] = [];
+  #done: (() => Pending)[] = [];
   #scheduled = false;
 
   constructor(memory: GuestMemory, options: MemoryDiskOptions) {
@@ -101,7 +103,10 @@ export class MemoryDisk implements BlockBackend {
   }
 
   submit(): void {
-    for (const run of this.#queued) this.#done.push(run());
+    for (const run of this.#queued) {
+      const done = this.late ? undefined : run();
+      this.#done.push(done === undefined ? run : () => done);
+    }
     this.#queued = [];
     this.#schedule();
   }
@@ -117,7 +122,8 @@ export class MemoryDisk implements BlockBackend {
     const batch = this.#done;
     this.#done = [];
     this.#completions.start();
-    for (const { tag, op, result } of batch) {
+    for (const run of batch) {
+      const { tag, op, result } = run();
       if (op === BLOCK_OP.flush && result === ERRNO.OK) this.durable.set(this.content);
       this.#completions.deliver(tag, result);
     }

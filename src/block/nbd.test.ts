@@ -265,6 +265,40 @@ describe('NBD disk', () => {
     expect(await client.run(0, BLOCK_OP.read, 0, [[0, 512]])).toBe(ERRNO.OK);
   });
 
+  it('gives requests up when told: nothing is read into memory, or done, afterwards', async () => {
+    await client.open(url);
+    client.memory.fill(0, 65536, 7);
+    expect(await client.run(0, BLOCK_OP.write, 0, [[0, 4096]])).toBe(ERRNO.OK);
+    // The server has them and says nothing.
+    let silent = true;
+    server.swallow = () => silent;
+    const read = client.run(0, BLOCK_OP.read, 0, [[8192, 4096]]);
+    const write = client.run(1, BLOCK_OP.write, 4096, [[0, 4096]]);
+    while (server.seen.length < 3) await new Promise((resolve) => setTimeout(resolve, 2));
+    client.disk.abandon();
+    expect(await Promise.all([read, write])).toEqual([ERRNO.ECANCELED, ERRNO.ECANCELED]);
+    silent = false;
+    server.content.fill(9, 0, 4096);
+    while (!client.disk.connected) await new Promise((resolve) => setTimeout(resolve, 2));
+    // What was acknowledged and not flushed is written again; what was given up is not.
+    expect(await client.run(2, BLOCK_OP.flush, 0, [])).toBe(ERRNO.OK);
+    expect(server.seen.slice(3).map(({ type, offset }) => [type, offset])).toEqual([
+      [1, 0],
+      [3, 0],
+    ]);
+    expect(client.bytes(8192, 4096).every((byte) => byte === 7)).toBe(true);
+    // With the server away.
+    await server.crash();
+    const late = client.run(0, BLOCK_OP.read, 0, [[8192, 4096]]);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    client.disk.abandon();
+    expect(await late).toBe(ERRNO.ECANCELED);
+    // The next ones wait for it, as ever.
+    const next = client.run(0, BLOCK_OP.read, 0, [[0, 512]]);
+    await server.listen(path);
+    expect(await next).toBe(ERRNO.OK);
+  });
+
   it('does not go on with an export that has changed', async () => {
     const log = new MemoryLog();
     await client.open(url, { failAfterMs: 60 }, log);

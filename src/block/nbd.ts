@@ -10,7 +10,7 @@
  * Bounded: `maxRequests` requests, two send buffers, nothing buffered on the receiving side (data goes straight to guest
  * memory).
  */
-import { createConnection, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
 import { messageOf, VmmError } from '../base/error.ts';
 import type { Logger } from '../base/log.ts';
@@ -24,7 +24,8 @@ import {
   ERRNO,
 } from './backend.ts';
 import { Completions } from './completions.ts';
-import { NBD_FLAG, type NbdExport, nbdHandshake } from './nbd-handshake.ts';
+import { type Connection, connect } from './nbd-connect.ts';
+import { NBD_FLAG } from './nbd-handshake.ts';
 import type { NbdAddress } from './nbd-url.ts';
 import { type LoggedWrite, WriteLog } from './write-log.ts';
 
@@ -55,6 +56,8 @@ const CMD_FLAG_NO_HOLE = 2;
 const ESHUTDOWN = 108;
 const SEND_BYTES = 256 * 1024;
 const RETRY_MAX_MS = 5000;
+/** A server that has not answered by then is not waited for when the disk is closed. */
+const CLOSE_PATIENCE_MS = 5000;
 const ABILITIES =
   NBD_FLAG.readOnly | NBD_FLAG.sendFlush | NBD_FLAG.sendTrim | NBD_FLAG.sendWriteZeroes;
 /** Most bytes of a request without data. */
@@ -87,38 +90,6 @@ export async function openNbd(
       hint: 'Is the server running on that address? For example: qemu-nbd --socket=/tmp/disk.sock --persistent disk.qcow2',
       cause: error,
     });
-  }
-}
-
-interface Connection {
-  readonly socket: Socket;
-  readonly found: NbdExport;
-}
-
-async function connect(address: NbdAddress, timeoutMs: number): Promise<Connection> {
-  const socket = createConnection(address.target);
-  // Errors are seen by whoever waits; this one keeps a late error from being thrown.
-  socket.on('error', () => {});
-  let timer: NodeJS.Timeout | undefined;
-  try {
-    const work = async () => {
-      await new Promise<void>((resolve, reject) => {
-        socket.once('connect', resolve);
-        socket.once('error', reject);
-      });
-      socket.setNoDelay(true);
-      socket.setKeepAlive(true, 10_000);
-      return { socket, found: await nbdHandshake(socket, address.exportName) };
-    };
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error('the server does not answer')), timeoutMs);
-    });
-    return await Promise.race([work(), late]);
-  } catch (error) {
-    socket.destroy();
-    throw error;
-  } finally {
-    clearTimeout(timer);
   }
 }
 
@@ -309,10 +280,24 @@ export class NbdDisk implements BlockBackend {
     this.#completions.drain(done);
   }
 
+  /** Ends the connection, so that no answer can come any more; remembered writes go out again on the next one. */
+  abandon(): void {
+    const socket = this.#socket;
+    if (socket !== undefined) {
+      if (this.inFlight === 0) return;
+      this.#log.warn(`${this.info.name}: the server does not answer; its requests are given up`);
+      socket.destroy();
+      this.#disconnected(socket);
+    }
+    this.#failAll(ERRNO.ECANCELED);
+  }
+
   async close(): Promise<void> {
     if (this.#closed) return;
     if (this.#socket === undefined) this.#giveUpNow();
+    const patience = setTimeout(() => this.abandon(), CLOSE_PATIENCE_MS);
     await this.#completions.close();
+    clearTimeout(patience);
     this.#closed = true;
     clearTimeout(this.#retry);
     clearTimeout(this.#giveUp);
@@ -774,6 +759,11 @@ export class NbdDisk implements BlockBackend {
   #giveUpNow(): void {
     this.#log.error(`${this.info.name}: no server; the guest's requests fail until it is back`);
     this.#failing = true;
+    this.#failAll(ERRNO.EIO);
+  }
+
+  /** Every request that was given to this client completes with `result`. */
+  #failAll(result: number): void {
     assert(this.#socket === undefined, 'gives up only while the server is away');
     this.#pendingHead = 0;
     this.#pendingCount = 0;
@@ -781,7 +771,7 @@ export class NbdDisk implements BlockBackend {
     const batched = new Set(this.#batched);
     for (let tag = 0; tag < this.info.maxRequests; tag++) {
       if (this.#state[tag] === FREE || batched.has(tag) || this.#failedTags.includes(tag)) continue;
-      this.#fail(tag, ERRNO.EIO);
+      this.#fail(tag, result);
     }
     this.#state[this.#replayTag] = FREE;
     this.#startReplay();

@@ -105,6 +105,19 @@ export class PauseWhenFull implements BlockBackend {
     else this.#waiting.push(done);
   }
 
+  /** Kept writes are given up. */
+  abandon(): void {
+    const held = this.#held;
+    this.#held = [];
+    this.#told = false;
+    for (const tag of held) {
+      this.#delivered++;
+      this.#handler!.complete(tag, ERRNO.ECANCELED);
+    }
+    if (held.length > 0) this.#batchEnd();
+    this.#inner.abandon?.();
+  }
+
   setLeaseDeadlineNs(deadlineNs: number): void {
     this.#inner.setLeaseDeadlineNs?.(deadlineNs);
   }

@@ -77,7 +77,7 @@ export function controlHandler(machine: Machine, shell: PrimaryShell | undefined
 
 /** Writes the guest's state and ends it; when writing fails the guest runs on. */
 function saveAndEnd(machine: Machine, file: string): { file: string } {
-  const wasRunning = machine.phase === 'running';
+  const wasRunning = machine.running;
   machine.pause();
   try {
     writeSavedFile(file, machine.saveContainer(), machine.memory);

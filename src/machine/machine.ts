@@ -4,6 +4,11 @@
  *
  *   pause:  vCPUs stop at a completed boundary -> doorbells already rung are served -> devices pause -> time stops
  *   resume: time goes on -> devices resume (queues kicked, interrupt lines re-evaluated) -> vCPUs run
+ *   reset:  pause -> the disks are waited for -> devices, memory and vCPUs as at power-on -> resume
+ *
+ * A reset has to wait because a read that was under way would write into the memory of the guest that boots next, and a write
+ * could overtake that guest's own. Meanwhile the machine is like a running one that stands still: it can be paused,
+ * saved and replicated, with the reset still to come.
  *
  * Everything runs on the one JavaScript thread. Leaves out: where options come from (cli), what travels to a peer
  * (ft/shell).
@@ -26,6 +31,7 @@ import { Board, type BoardParts } from './board.ts';
 import type { BoardHost } from './board-host.ts';
 import { enterBoot } from './boot/cpu-entry.ts';
 import type { MachineConfig } from './config.ts';
+import { DiskDrain } from './disk-drain.ts';
 import { describeTerminalExit, ExitDispatcher, type ExitOwner } from './exit-dispatch.ts';
 import { GuestRam } from './guest-ram.ts';
 import { HostClock, nodeTime, type TimeSource } from './host-clock.ts';
@@ -43,7 +49,8 @@ export interface MachineParts {
   readonly onReset?: 'restart' | 'exit';
 }
 
-type Phase = 'created' | 'running' | 'paused' | 'ended';
+/** `resetting`: goes on as soon as its disks are quiet and everything is as at power-on. */
+type Phase = 'created' | 'running' | 'resetting' | 'paused' | 'ended';
 
 /** One guest. */
 export class Machine implements ExitOwner, BoardHost {
@@ -59,6 +66,7 @@ export class Machine implements ExitOwner, BoardHost {
 
   #board: Board | undefined;
   #dispatcher: ExitDispatcher | undefined;
+  #drain: DiskDrain | undefined;
   readonly #onReset: 'restart' | 'exit';
   #powerOnState: KvmState | undefined;
   #phase: Phase = 'created';
@@ -102,6 +110,7 @@ export class Machine implements ExitOwner, BoardHost {
     assert(this.#board === undefined, 'a machine is assembled once');
     const board = new Board(this, parts);
     this.#board = board;
+    this.#drain = new DiskDrain(parts.disks, this.log);
     this.#dispatcher = new ExitDispatcher(this.vm, board.ports, board.mmio, this);
     this.#powerOnState = this.vm.captureState();
   }
@@ -118,6 +127,11 @@ export class Machine implements ExitOwner, BoardHost {
 
   get phase(): Phase {
     return this.#phase;
+  }
+
+  /** Whether the guest goes on without being told to. */
+  get running(): boolean {
+    return this.#phase === 'running' || this.#phase === 'resetting';
   }
 
   /** Loads what boots into memory and points the first vCPU at it. Before {@link start}, or paused. */
@@ -140,12 +154,13 @@ export class Machine implements ExitOwner, BoardHost {
       onCoalesced: (count) => this.#dispatcher!.coalesced(count),
     });
     const pending = this.#pending;
-    if (pending?.kind === 'reset') this.requestReset('asked for before the state was saved');
+    if (pending?.kind === 'reset') this.#resetSoon('asked for before the state was saved');
     else if (pending !== undefined) this.#end(pending as Outcome);
   }
 
   /** Stops the guest so that its whole state can be read; see the module's head. No-op when it does not run. */
   pause(): void {
+    if (this.#phase === 'resetting') this.#phase = 'paused';
     if (this.#phase !== 'running') return;
     this.vm.pauseAll();
     this.vm.drainCoalesced();
@@ -155,9 +170,15 @@ export class Machine implements ExitOwner, BoardHost {
     if (this.#phase === 'running') this.#phase = 'paused';
   }
 
-  /** Goes on after {@link pause}. */
+  /** Goes on after {@link pause}; with the reset that was asked for, if one was. */
   resume(): void {
     if (this.#phase !== 'paused') return;
+    if (this.#pending?.kind === 'reset') {
+      this.#phase = 'resetting';
+      for (const hook of this.#resumeHooks) hook();
+      this.#resetWhenQuiet();
+      return;
+    }
     this.#phase = 'running';
     this.clock.resume();
     this.board.resume();
@@ -249,8 +270,12 @@ export class Machine implements ExitOwner, BoardHost {
   /** Called by devices: the guest wants a reset. Takes effect before the guest's next access to a device. */
   requestReset(why: string): void {
     if (this.deaf || this.#phase === 'ended') return;
-    this.deaf = true;
     this.#pending = { kind: 'reset' };
+    this.#resetSoon(why);
+  }
+
+  #resetSoon(why: string): void {
+    this.deaf = true;
     this.log.debug(`guest reset: ${why}`);
     // Not from inside the vCPU's own exit: the vCPUs have to stop at a completed boundary first.
     setImmediate(() => this.#reset());
@@ -284,6 +309,7 @@ export class Machine implements ExitOwner, BoardHost {
     this.#disposed = true;
     this.#endNow({ kind: 'stopped' });
     this.clock.dispose();
+    this.#drain?.cancel();
     this.#board?.pause();
     this.vm.destroy();
   }
@@ -330,10 +356,22 @@ export class Machine implements ExitOwner, BoardHost {
       this.#end({ kind: 'reset' });
       return;
     }
+    // A machine that stands still is reset when it goes on; until then its state can be read, with the reset in it.
+    if (this.#phase !== 'running') return;
+    this.pause();
+    this.resume();
+  }
+
+  /** Carries the reset out once the disks have nothing of the guest's under way, unless the machine is paused by then. */
+  #resetWhenQuiet(): void {
+    if (this.#phase !== 'resetting') return;
+    const drain = this.#drain!;
+    if (!drain.quiet) {
+      drain.wait(() => this.#resetWhenQuiet());
+      return;
+    }
     try {
-      const wasRunning = this.#phase === 'running';
-      this.pause();
-      if (wasRunning) this.#phase = 'paused';
+      this.#phase = 'paused';
       this.board.reset();
       const { vcpus, vm } = this.#powerOnState!;
       const clock = this.vm.getVmState();
@@ -348,7 +386,7 @@ export class Machine implements ExitOwner, BoardHost {
       this.boot();
       this.deaf = false;
       this.#pending = undefined;
-      if (wasRunning) this.resume();
+      this.resume();
     } catch (error) {
       this.#end({ kind: 'error', message: `the reset failed: ${messageOf(error)}` });
     }

@@ -15,7 +15,7 @@ export function replicatedGuest(machine: Machine): ReplicatedGuest {
     memory,
     map: ram.map,
     get running() {
-      return machine.phase === 'running';
+      return machine.running;
     },
     pause: () => machine.pause(),
     resume: () => machine.resume(),

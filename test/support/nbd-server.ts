@@ -31,6 +31,8 @@ export class FakeNbdServer {
   fault: ((type: number, offset: number) => number) | undefined;
   /** Called before each reply; true: say nothing (and the test crashes the server later). */
   swallow: ((type: number) => boolean) | undefined;
+  /** How long from a request until it is done and answered, in milliseconds; asked for each. Undefined: at once. */
+  delayMs: (() => number) | undefined;
   connections = 0;
   readonly #options: FakeNbdOptions;
   readonly #sockets = new Set<Socket>();
@@ -94,14 +96,16 @@ export class FakeNbdServer {
           const length = buffered.readUInt32BE(24);
           used = 28 + (type === 1 ? length : 0);
           if (buffered.length < used) return;
-          this.#request(socket, {
+          const request: Request = {
             flags: buffered.readUInt16BE(4),
             type,
             cookie: buffered.subarray(8, 16),
             offset: Number(buffered.readBigUInt64BE(16)),
             length,
             data: type === 1 ? buffered.subarray(28, used) : undefined,
-          });
+          };
+          if (this.delayMs === undefined) this.#request(socket, request);
+          else setTimeout(() => this.#request(socket, request), this.delayMs());
         }
         buffered = buffered.subarray(used);
       }

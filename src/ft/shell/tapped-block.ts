@@ -138,6 +138,11 @@ export class TappedBlock implements BlockBackend {
     done();
   }
 
+  /** What the disk has is given up; what the tap holds is covered by an epoch and goes to the disk in its turn. */
+  abandon(): void {
+    this.#inner.abandon?.();
+  }
+
   setLeaseDeadlineNs(deadlineNs: number): void {
     this.#inner.setLeaseDeadlineNs?.(deadlineNs);
   }
