@@ -180,6 +180,15 @@ void AllocateFile(const Napi::CallbackInfo& info) {
   if (fallocate(fd, mode, offset, length) != 0) throw ErrnoError(info.Env(), errno, "fallocate");
 }
 
+// seekFile(fd, offset, holes) -> the first byte of data (or of a hole) at or behind `offset`; -ENXIO when there is none, or
+// another negative errno. Moves the descriptor's position, which positional reads and writes do not use.
+Napi::Value SeekFile(const Napi::CallbackInfo& info) {
+  const int fd = FdArg(info, 0);
+  const int64_t offset = IntArg(info, 1, "offset", 0, kOffsetMax);
+  const off_t found = lseek(fd, offset, info[2].ToBoolean().Value() ? SEEK_HOLE : SEEK_DATA);
+  return Napi::Number::New(info.Env(), found >= 0 ? static_cast<double>(found) : -errno);
+}
+
 // openPty() -> {master, slave, path}. The slave stays open here, so that the master does not report a hang-up
 // while nobody is connected. Raw mode.
 Napi::Value OpenPty(const Napi::CallbackInfo& info) {
@@ -213,6 +222,7 @@ void InitFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("unlock", Napi::Function::New<Unlock>(env, "unlock"));
   exports.Set("fileGeometry", Napi::Function::New<FileGeometry>(env, "fileGeometry"));
   exports.Set("allocateFile", Napi::Function::New<AllocateFile>(env, "allocateFile"));
+  exports.Set("seekFile", Napi::Function::New<SeekFile>(env, "seekFile"));
   exports.Set("openPty", Napi::Function::New<OpenPty>(env, "openPty"));
 }
 

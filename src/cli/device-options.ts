@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { crc32c } from '../base/crc32c.ts';
 import type { Logger } from '../base/log.ts';
 import { type DiskSpec, openDisk } from '../block/open.ts';
+import { STORAGE_CHOICES, type StorageChoice } from '../ft/disk/storage.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -15,6 +16,8 @@ import { badOption, parseSpec, type Spec } from './options.ts';
 export interface DiskOption extends DiskSpec {
   readonly id: string;
   readonly serial: string | undefined;
+  /** Whether both hosts share it, each has a copy, or the standby tells. */
+  readonly ft: StorageChoice;
 }
 
 /** What a `--net` option says. */
@@ -69,7 +72,7 @@ function choice<const T extends string>(
 export function parseDisks(typed: readonly string[]): DiskOption[] {
   const taken = new Set<string>();
   return typed.map((text, i) => {
-    const keys = ['id', 'readonly', 'cache', 'serial', 'on-enospc'];
+    const keys = ['id', 'readonly', 'cache', 'serial', 'on-enospc', 'ft'];
     const spec = parseSpec('--disk', text, keys);
     if (spec.main === '') throw badOption('--disk', text, 'names no file');
     const serial = spec.values.get('serial');
@@ -87,6 +90,7 @@ export function parseDisks(typed: readonly string[]): DiskOption[] {
       cache: choice('--disk', text, spec, 'cache', ['none', 'writeback']),
       whenFull: choice('--disk', text, spec, 'on-enospc', ['report', 'pause']),
       serial,
+      ft: choice('--disk', text, spec, 'ft', STORAGE_CHOICES),
     };
   });
 }
@@ -155,12 +159,12 @@ export function checkForReplication(
   disks: readonly DiskOption[],
   nets: readonly NetOption[],
 ): void {
-  for (const { source, cache, readonly } of disks) {
-    if (cache === 'writeback' && !readonly) {
+  for (const { source, cache, readonly, ft } of disks) {
+    if (cache === 'writeback' && !readonly && ft !== 'replicate') {
       throw badOption(
         '--disk',
         source,
-        'cannot have cache=writeback together with a peer: what lies in the page cache of a host dies with it',
+        'cannot have cache=writeback together with a peer, unless with ft=replicate: what lies in the page cache of a host dies with it',
       );
     }
   }

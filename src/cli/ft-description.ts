@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import * as v from 'valibot';
 import { crc32c } from '../base/crc32c.ts';
 import { VmmError } from '../base/error.ts';
+import { STORAGE_CHOICES, type StorageChoice, type StorageIdentity } from '../ft/disk/storage.ts';
 import type { ImageTicket } from '../ft/shell/introduction.ts';
 import { type BootSource, CPUS_MAX, type Image, type MachineConfig } from '../machine/config.ts';
 import { MEMORY_MAX_BYTES, MEMORY_MIN_BYTES } from '../machine/layout.ts';
@@ -49,6 +50,13 @@ const descriptionSchema = v.strictObject({
         id,
         serial: v.optional(v.pipe(v.string(), v.maxLength(20))),
         readonly: v.boolean(),
+        ft: v.picklist(STORAGE_CHOICES),
+        storage: v.strictObject({
+          kind: v.picklist(['file', 'device', 'network']),
+          host: short,
+          where: v.pipe(v.string(), v.maxLength(1024)),
+          local: v.boolean(),
+        }),
         sizeBytes: count,
         blockSizeBytes: count,
       }),
@@ -82,13 +90,20 @@ export function bootImages(boot: BootSource): Image[] {
   return boot.initrd === undefined ? [boot.kernel] : [boot.kernel, boot.initrd];
 }
 
-/** Describes a machine. */
+/** What a description says of the storage behind a disk. */
+export interface DescribedStorage {
+  readonly ft: StorageChoice;
+  readonly storage: StorageIdentity;
+}
+
+/** Describes a machine; `storages` in the order of the disks. */
 export function describeMachine(
   vm: string,
   config: MachineConfig,
   serial: number,
   disks: readonly DiskPart[],
   nets: readonly NetPart[],
+  storages: readonly DescribedStorage[],
 ): Description {
   const { boot, name, memoryBytes, cpus, cpu } = config;
   const roles = boot.kind === 'firmware' ? ['firmware'] : ['kernel', 'initrd'];
@@ -104,8 +119,9 @@ export function describeMachine(
         : { kind: 'kernel', commandLine: boot.commandLine, hasInitrd: boot.initrd !== undefined },
     images: bootImages(boot).map((image, i) => ticket(roles[i]!, image)),
     serial,
-    disks: disks.map(({ id: diskId, serial: text, backend }) => ({
+    disks: disks.map(({ id: diskId, serial: text, backend }, i) => ({
       id: diskId,
+      ...storages[i]!,
       ...(text !== undefined && { serial: text }),
       readonly: backend.info.readonly,
       sizeBytes: backend.info.sizeBytes,

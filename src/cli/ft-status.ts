@@ -1,4 +1,5 @@
 /** The status of replication for people (one line that is rewritten) and for programs (JSON lines). */
+import type { DiskCopyProgress } from '../ft/disk/disk-copy.ts';
 import type { SyncProgress } from '../ft/shell/first-copy.ts';
 import type { PrimaryFigures } from '../ft/shell/primary-shell.ts';
 
@@ -43,6 +44,19 @@ export function syncLine(progress: SyncProgress): string {
   return `synchronising | round ${round} | ${size(totalBytes)} | ${size(bytesPerSecond)}/s`;
 }
 
+/** Progress of the disks' first copy as one line. */
+export function diskLine(progress: DiskCopyProgress): string {
+  const { round, doneBytes, totalBytes, sentBytes, bytesPerSecond, secondsLeft } = progress;
+  const percent = totalBytes === 0 ? 100 : Math.floor((doneBytes / totalBytes) * 100);
+  return [
+    `copying disks | round ${round}`,
+    `${size(doneBytes)} of ${size(totalBytes)} (${percent} %)`,
+    `${size(sentBytes)} sent`,
+    `${size(bytesPerSecond)}/s`,
+    `about ${secondsLeft} s left`,
+  ].join(' | ');
+}
+
 /** Shows a primary's figures every second on standard error; returns how to stop. */
 export function showStatus(mode: StatusMode, figures: () => PrimaryFigures): () => void {
   if (mode === 'off') return () => {};
@@ -53,7 +67,11 @@ export function showStatus(mode: StatusMode, figures: () => PrimaryFigures): () 
     const nowMs = performance.now();
     const seconds = (nowMs - beforeMs) / 1000;
     if (mode === 'json') process.stderr.write(`${JSON.stringify({ seconds, ...now })}\n`);
-    else process.stderr.write(`\r\x1b[2Ktsvmm: ${primaryLine(now, before, seconds)}`);
+    else {
+      const line =
+        now.diskCopy === undefined ? primaryLine(now, before, seconds) : diskLine(now.diskCopy);
+      process.stderr.write(`\r\x1b[2Ktsvmm: ${line}`);
+    }
     before = now;
     beforeMs = nowMs;
   }, EVERY_MS);

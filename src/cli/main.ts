@@ -37,7 +37,7 @@ program
   .option('--serial <where>', 'stdio, file:PATH, unix:PATH, pty or null (default stdio)')
   .option(
     '--disk <spec>',
-    'a disk: PATH or nbd URL[,id=..][,readonly][,cache=none|writeback][,serial=..][,on-enospc=report|pause] (repeatable)',
+    'a disk: PATH or nbd URL[,id=..][,readonly][,cache=none|writeback][,serial=..][,on-enospc=report|pause][,ft=auto|shared|replicate] (repeatable)',
     collect,
     [],
   )
@@ -61,6 +61,10 @@ program
   )
   .option('--ft-interval <time>', 'longest time between checkpoints (default 20ms)')
   .option('--ft-max-downtime <time>', 'longest stop at the end of the first copy (default 30ms)')
+  .option(
+    '--ft-copy-limit <size>',
+    "most bytes a second of the disks' first copy (default: no limit)",
+  )
   .option('--ft-timeout <time>', 'silence after which the peer counts as lost (default 3s)')
   .option('--ft-key <file>', 'key that both hosts share; without it only loopback is used')
   .option(
@@ -87,7 +91,12 @@ program
   .description('wait for a guest of another host and take it over when that host is lost')
   .option('--listen <[host:]port>', 'where the primary finds this standby (default 127.0.0.1:4444)')
   .option('--incoming <tcp:host:port,ft_mode>', 'another spelling of --listen')
-  .option('--disk <id=path>', 'where the disk of that id is on this host (repeatable)', collect, [])
+  .option(
+    '--disk <id=path>',
+    'where the disk of that id is on this host[,cache=none|writeback][,ft=auto|shared|replicate] (repeatable)',
+    collect,
+    [],
+  )
   .option(
     '--net <id=backend>',
     'what the card of that id is connected to here: tap=IF, stream=SOCKET, none (repeatable)',

@@ -5,6 +5,7 @@
 import { VmmError } from '../base/error.ts';
 import { POLICY_DEFAULTS, type PolicyConfig } from '../ft/core/epoch-policy.ts';
 import type { PrimaryConfig } from '../ft/core/primary.ts';
+import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { introduce } from '../ft/shell/introduction.ts';
 import type { LinkOptions } from '../ft/shell/link.ts';
@@ -16,7 +17,7 @@ import type { Machine } from '../machine/machine.ts';
 import { replicatedGuest } from '../machine/replicated-guest.ts';
 import { type Description, descriptionDigest } from './ft-description.ts';
 import { ARBITER_RETRY_NS, helloOf, livenessFor } from './ft-options.ts';
-import { type StatusMode, showStatus, syncLine } from './ft-status.ts';
+import { diskLine, type StatusMode, showStatus, syncLine } from './ft-status.ts';
 
 /** What the operator chose. */
 export interface ProtectionOptions {
@@ -28,12 +29,15 @@ export interface ProtectionOptions {
   /** What the loss of the peer means once authority allows it: go on unprotected, or hold outputs until told. */
   readonly onPeerLoss: 'continue' | 'pause';
   readonly status: StatusMode;
+  /** Most bytes a second of the disks' first copy; undefined: no limit. */
+  readonly copyBytesPerSecondMax: number | undefined;
 }
 
 /** What protection is made of. */
 export interface ProtectionParts {
   readonly machine: Machine;
   readonly outputs: Outputs;
+  readonly disks: ReplicatedDisks;
   readonly io: NativeIo;
   readonly description: Description;
   /** Bytes of the boot images, as the description lists them. */
@@ -51,7 +55,7 @@ const ACK_DEADLINE_FACTOR = 10;
 
 /** Makes the primary and connects it to the machine's life. Call `start` when the machine runs. */
 export function protect(parts: ProtectionParts, options: ProtectionOptions): PrimaryShell {
-  const { machine, outputs, io, description, images, arbiter, generation, peer } = parts;
+  const { machine, outputs, disks, io, description, images, arbiter, generation, peer } = parts;
   const { log } = machine;
   const config: PrimaryConfig = {
     hello: helloOf({
@@ -79,6 +83,8 @@ export function protect(parts: ProtectionParts, options: ProtectionOptions): Pri
   const shell = new PrimaryShell({
     guest: replicatedGuest(machine),
     outputs,
+    disks,
+    copyBytesPerSecondMax: options.copyBytesPerSecondMax,
     io,
     log,
     config,
@@ -108,6 +114,9 @@ export function protect(parts: ProtectionParts, options: ProtectionOptions): Pri
       },
       syncProgress(progress) {
         log.info(syncLine(progress));
+      },
+      diskProgress(progress) {
+        log.info(diskLine(progress));
       },
     },
   });

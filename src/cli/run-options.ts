@@ -79,6 +79,7 @@ const KINDS: Readonly<Record<string, 'text' | 'list' | 'flag'>> = {
   ftArbiter: 'text',
   ftOnPeerLoss: 'text',
   ftStatus: 'text',
+  ftCopyLimit: 'text',
 };
 
 type Values = Record<string, string | boolean | readonly string[]>;
@@ -221,6 +222,10 @@ function ftOptions(text: (key: string) => string | undefined): FtRunOptions | un
       ['continue', 'pause'],
     ),
     status: oneOf('--ft-status', text('ftStatus'), ['off', 'line', 'json']),
+    copyBytesPerSecondMax:
+      text('ftCopyLimit') === undefined
+        ? undefined
+        : parseSize('--ft-copy-limit', text('ftCopyLimit')!),
   };
 }
 

@@ -17,6 +17,7 @@ import { bootImages, describeMachine, parseDescription } from './ft-description.
 import { openArbiter, randomName } from './ft-options.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { endGuest, protect, protectionCommand } from './protect.ts';
+import { adoptImages, describeStorage, recordDisks } from './replicated-disks.ts';
 import { openLog } from './report.ts';
 import { parseRunOptions, type RunOptions } from './run-options.ts';
 
@@ -154,20 +155,25 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
       onReset: options.reboot ? 'restart' : 'exit',
     });
     const devices = await openDevices(machine, io, options.disks, options.nets, closers);
+    const diskHost = { host, io, log };
+    await adoptImages(diskHost, options.disks);
     const doorbellsOfAnyWidth = host.probe().hasIoeventfdAnyLength;
     if (options.ft === undefined) {
       machine.assemble({ serial: [console], ...devices, doorbellsOfAnyWidth });
       return await runToEnd(machine, options, undefined, closers);
     }
-    const { outputs, parts } = tapOutputs([console], devices, options.machine.cpus);
+    const recorded = recordDisks(diskHost, machine, options.disks, devices, closers);
+    const { outputs, parts } = tapOutputs([console], recorded.devices, options.machine.cpus);
     machine.assemble({ ...parts, doorbellsOfAnyWidth });
     const { ft } = options;
     const { disks, nets } = devices;
-    const description = describeMachine(randomName(16), options.machine, 1, disks, nets);
+    const storages = describeStorage(options.disks);
+    const description = describeMachine(randomName(16), options.machine, 1, disks, nets, storages);
     shell = protect(
       {
         machine,
         outputs,
+        disks: recorded.disks,
         io,
         description: parseDescription(description),
         images: bootImages(options.machine.boot).map((image) => image.bytes),

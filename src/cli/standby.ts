@@ -7,6 +7,8 @@ import type { Logger } from '../base/log.ts';
 import { FileDisk } from '../block/file.ts';
 import type { ConsoleBackend } from '../console/backend.ts';
 import { openConsole } from '../console/open.ts';
+import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
+import { STORAGE, type Storage } from '../ft/disk/storage.ts';
 import { announce } from '../ft/shell/announce.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
@@ -36,6 +38,7 @@ import {
 import { ARBITER_RETRY_NS, helloOf, livenessFor, openArbiter } from './ft-options.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { endGuest, protect } from './protect.ts';
+import { makeImages, openReplicas, recordDisks, storageHere } from './replicated-disks.ts';
 import { openLog } from './report.ts';
 import { controlHandler, handleSignals, statusOf } from './run.ts';
 import { parseStandbyOptions, type StandbyOptions } from './standby-options.ts';
@@ -49,6 +52,7 @@ const LOCK_RETRY_MS = 50;
 interface Built extends StandbyMachine {
   readonly machine: Machine;
   readonly outputs: Outputs;
+  readonly disks: ReplicatedDisks;
   readonly devices: OpenDevices;
   readonly description: Description;
   readonly images: readonly Uint8Array[];
@@ -71,16 +75,26 @@ function localSpec(kind: 'disk' | 'net', id: string, given: ReadonlyMap<string, 
 function diskOptions(description: Description, given: ReadonlyMap<string, string>): DiskOption[] {
   return description.disks.map((disk) => {
     const [option] = parseDisks([`${localSpec('disk', disk.id, given)},id=${disk.id}`]);
-    if (!disk.readonly) checkForReplication([option!], []);
+    if (!disk.readonly) {
+      const ft = option!.ft === 'auto' ? disk.ft : option!.ft;
+      checkForReplication([{ ...option!, ft }], []);
+    }
     return {
       ...option!,
       readonly: disk.readonly,
       serial: disk.serial,
-      lock: 'unlocked',
-      // What is on the medium counts, not what lies in a dead host's page cache.
-      cache: 'none',
     };
   });
+}
+
+/** How the guest's backends are opened: a copy is this host's own; of what is shared, the primary has the lock. */
+function openAs(options: readonly DiskOption[], storage: readonly Storage[]): DiskOption[] {
+  return options.map((option, i) =>
+    storage[i] === STORAGE.replicated
+      ? { ...option, lock: 'locked' }
+      : // What is on the medium counts, not what lies in a dead host's page cache.
+        { ...option, lock: 'unlocked', cache: 'none' },
+  );
 }
 
 function netOptions(description: Description, given: ReadonlyMap<string, string>): NetOption[] {
@@ -116,6 +130,11 @@ class Builder {
     this.#hasArbiter = hasArbiter;
   }
 
+  /** How each disk of a guest is kept here. @throws VmmError `FT_RESOURCE`, `FT_STORAGE` */
+  storage(description: Description): Storage[] {
+    return storageHere(this.#io, description, diskOptions(description, this.#options.disks));
+  }
+
   async build(received: unknown, images: readonly Uint8Array[]): Promise<Built> {
     const description = parseDescription(received);
     const { disks, nets, timeoutNs, onPeerLoss } = this.#options;
@@ -132,10 +151,14 @@ class Builder {
       await closeAll(closers, log);
     };
     try {
+      const local = diskOptions(description, disks);
+      const storage = storageHere(this.#io, description, local);
+      makeImages(description, local, storage);
+      const options = openAs(local, storage);
       const devices = await openDevices(
         machine,
         this.#io,
-        diskOptions(description, disks),
+        options,
         netOptions(description, nets),
         closers,
       );
@@ -145,15 +168,23 @@ class Builder {
           throw new VmmError(
             'FT_RESOURCE',
             `disk '${want.id}' has ${backend.info.sizeBytes} bytes here and ${want.sizeBytes} at the primary`,
-            { hint: 'Both hosts must name the same shared disk.' },
+            {
+              hint: 'Both hosts must name the same shared disk, or the copy must be as large as the original.',
+            },
           );
         }
       }
-      const { outputs, parts } = tapOutputs([this.#console], devices, description.cpus);
+      const diskHost = { host, io: this.#io, log };
+      const replicas = await openReplicas(diskHost, description, options, storage);
+      closers.push(() => replicas?.close());
+      const recorded = recordDisks(diskHost, machine, options, devices, closers);
+      const { outputs, parts } = tapOutputs([this.#console], recorded.devices, description.cpus);
       machine.assemble({ ...parts, doorbellsOfAnyWidth: host.probe().hasIoeventfdAnyLength });
       return {
         machine,
         outputs,
+        disks: recorded.disks,
+        replicas,
         devices,
         description,
         images,
@@ -213,9 +244,10 @@ async function takeOver(
   setHandler: (handler: ControlHandler, end: () => void) => void,
 ): Promise<number> {
   const built = takeover.machine as Built;
-  const { machine, outputs, devices, description, images, guest } = built;
+  const { machine, outputs, disks, devices, description, images, guest } = built;
   const beganNs = io.monotonicNs();
   await lockDisks(devices, log);
+  await built.replicas?.goLive(takeover.generation);
   guest.loadContainer(takeover.container, takeover.elapsedNs);
   const { replay } = takeover.store;
   const repeated = replay.count;
@@ -226,6 +258,7 @@ async function takeOver(
     {
       machine,
       outputs,
+      disks,
       io,
       description,
       images,
@@ -240,6 +273,7 @@ async function takeOver(
       timeoutNs: options.timeoutNs,
       onPeerLoss: 'continue',
       status: options.status,
+      copyBytesPerSecondMax: undefined,
     },
   );
   const signals = handleSignals(machine, shell);
@@ -285,8 +319,9 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
       listen: { ...options.listen, key: options.key, log },
       arbiter,
       inspect(received) {
-        const { vm, images } = parseDescription(received);
-        return { vm, tickets: images };
+        const description = parseDescription(received);
+        const { vm, images } = description;
+        return { vm, tickets: images, storage: builder.storage(description) };
       },
       build: (received, images) => builder.build(received, images),
       events: {

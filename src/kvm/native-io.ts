@@ -192,6 +192,8 @@ export interface NativeIo {
   fileGeometry(fd: number): NativeGeometry;
   /** fallocate(2). */
   allocateFile(fd: number, mode: number, offset: number, length: number): void;
+  /** The first byte of data, or with `holes` of a hole, at or behind `offset`; -ENXIO where there is none, or -errno. */
+  seekFile(fd: number, offset: number, holes: boolean): number;
   openPty(): { master: number; slave: number; path: string };
   monotonicNs(): number;
   boottimeNs(): number;

@@ -1,6 +1,6 @@
 /**
  * `npm run demo`: shows a guest surviving the loss of its host, and checks it from outside. Options: --json, --fault NAME,
- * --seed N, --keep.
+ * --seed N, --disk replicate (each host has a disk of its own), --keep.
  */
 import { Prng } from '../../src/base/prng.ts';
 import { FAULTS, type FaultName, runScenario } from './scenario.ts';
@@ -13,6 +13,7 @@ const value = (name: string): string | undefined => {
 const json = args.includes('--json');
 const seed = Number(value('--seed') ?? Date.now() % 1e9);
 const fault = FAULTS.find((name) => name === (value('--fault') ?? 'kill')) as FaultName | undefined;
+const disks = value('--disk') === 'replicate' ? 'replicate' : 'shared';
 if (fault === undefined || !Number.isSafeInteger(seed)) {
   process.stderr.write(`demo: --fault is one of ${FAULTS.join(', ')}, --seed a number\n`);
   process.exit(2);
@@ -27,6 +28,7 @@ try {
   const result = await runScenario({
     fault,
     random: new Prng(seed),
+    disks,
     say,
     keep: args.includes('--keep'),
   });
@@ -38,7 +40,7 @@ try {
     `replies seen by the client: ${outputs}, lost: ${lost}, repeated: ${repeated}, longest gap ${blackoutMs} ms`,
   );
   say(
-    `journal on the shared disk: ${records} records, every acknowledged request is in it: ${verified ? 'yes' : 'NO'}`,
+    `journal on the ${disks === 'shared' ? 'shared disk' : "survivor's own disk"}: ${records} records, every acknowledged request is in it: ${verified ? 'yes' : 'NO'}`,
   );
   for (const complaint of result.complaints.slice(0, 10))
     process.stderr.write(`demo: ${complaint}\n`);

@@ -123,6 +123,10 @@ export interface PairOptions {
   /** A guest of the project and its command line. Default: the demo guest. */
   readonly guest?: string;
   readonly append?: string;
+  /** `replicate`: each side has an image of its own. Default: both name one image. */
+  readonly disks?: 'shared' | 'replicate' | undefined;
+  /** Size of the disk, bytes. */
+  readonly diskBytes?: number;
   /** No disk and no card: guests that only compute and print. */
   readonly bare?: boolean;
   /** No disk: nothing that two hosts share. */
@@ -151,8 +155,10 @@ export class Pair {
 
   constructor(options: PairOptions = {}) {
     this.#options = options;
-    writeFileSync(this.disk, '');
-    truncateSync(this.disk, DISK_BYTES);
+    for (const image of new Set([this.disk, this.standbyDisk])) {
+      writeFileSync(image, '');
+      truncateSync(image, options.diskBytes ?? DISK_BYTES);
+    }
   }
 
   path(name: string): string {
@@ -161,6 +167,11 @@ export class Pair {
 
   get disk(): string {
     return this.path('disk.img');
+  }
+
+  /** The standby's image: of its own, or the same. */
+  get standbyDisk(): string {
+    return this.#options.disks === 'replicate' ? this.path('disk-b.img') : this.disk;
   }
 
   get arbiter(): string {
@@ -188,7 +199,7 @@ export class Pair {
     const parts = bare
       ? []
       : [
-          ...(diskless ? [] : ['--disk', `disk0=${this.disk}`]),
+          ...(diskless ? [] : ['--disk', `disk0=${this.standbyDisk}`]),
           ...['--net', `net0=stream=${this.path('net-b')}`],
         ];
     const standby = new Process(name, this.folder, [

@@ -40,6 +40,7 @@ export interface ScenarioOptions {
   readonly policy?: 'adaptive' | 'kemari' | 'periodic';
   readonly model?: 'virtio' | 'e1000';
   readonly cpus?: number;
+  readonly disks?: 'shared' | 'replicate';
   /** Told what is going on, one line each. */
   readonly say?: (line: string) => void;
   /** Leave the files where they are, for a look. */
@@ -203,7 +204,8 @@ export async function runScenario(options: ScenarioOptions): Promise<ScenarioRes
     }
     client.stop();
     await pair.end();
-    const verdict = verify(replies, pair.disk);
+    const image = survivor === 'standby' ? pair.standbyDisk : pair.disk;
+    const verdict = verify(replies, image);
     const complaints = [...verdict.complaints, ...client.oddities, ...checks];
     const verified =
       verdict.lost === 0 && complaints.length === 0 && (survivor === 'none' || verdict.outputs > 0);

@@ -1,5 +1,5 @@
 /**
- * `npm run soak -- --runs N [--fault NAME] [--seed N]`: failovers at random instants, every kind of fault in turn, and a tally. Ends
+ * `npm run soak -- --runs N [--fault NAME] [--seed N] [--disk shared|replicate|both]`: failovers at random instants, every kind of fault in turn, and a tally. Ends
  * with status 1 if anything was lost; each failure prints the command that repeats it.
  */
 import { Prng } from '../../src/base/prng.ts';
@@ -13,6 +13,8 @@ const value = (name: string): string | undefined => {
 const runs = Number(value('--runs') ?? 200);
 const seed = Number(value('--seed') ?? Date.now() % 1e9);
 const only = value('--fault') as FaultName | undefined;
+/** `shared`, `replicate`, or both in turn. */
+const kept = value('--disk') ?? 'shared';
 const policies = ['adaptive', 'kemari', 'periodic'] as const;
 const models = ['virtio', 'e1000'] as const;
 const tally = new Map<
@@ -26,12 +28,19 @@ for (let run = 0; run < runs; run++) {
   const random = new Prng(runSeed);
   const policy = random.pick(policies);
   const model = random.pick(models);
+  const disks = kept === 'both' ? random.pick(['shared', 'replicate'] as const) : kept;
   const row = tally.get(fault) ?? { runs: 0, lost: 0, failed: 0, outputs: 0, blackouts: [] };
   tally.set(fault, row);
   row.runs++;
-  const repeat = `npm run soak -- --runs 1 --fault ${fault} --seed ${runSeed}`;
+  const repeat = `npm run soak -- --runs 1 --fault ${fault} --seed ${runSeed} --disk ${kept}`;
   try {
-    const result = await runScenario({ fault, random, policy, model });
+    const result = await runScenario({
+      fault,
+      random,
+      policy,
+      model,
+      disks: disks === 'replicate' ? 'replicate' : 'shared',
+    });
     row.lost += result.lost;
     row.outputs += result.outputs;
     row.blackouts.push(result.blackoutMs);

@@ -5,10 +5,12 @@
  *
  *   primary -> standby  "TSVMMINT" | u32 version | u32 length | u32 crc | description (JSON, UTF-8)
  *   standby -> primary  "TSVMMANS" | u32 count   | count x u32: numbers of the images wanted
+ *                       | u32 disks | disks x u32: how each disk is kept (STORAGE, ft/disk/storage.ts)
  *   primary -> standby  per image: u32 length | u32 crc | bytes
  */
 import { crc32c } from '../../base/crc32c.ts';
 import { VmmError } from '../../base/error.ts';
+import { STORAGE, type Storage } from '../disk/storage.ts';
 
 /** Longest description. */
 const DESCRIPTION_MAX_BYTES = 64 * 1024;
@@ -16,7 +18,9 @@ const DESCRIPTION_MAX_BYTES = 64 * 1024;
 const IMAGES_MAX = 8;
 /** Largest boot image. */
 const IMAGE_MAX_BYTES = 1024 * 2 ** 20;
-const VERSION = 1;
+/** Most disks of a machine. */
+const DISKS_MAX = 64;
+const VERSION = 2;
 const HEAD_BYTES = 20;
 const ASK = 'TSVMMINT';
 const ANSWER = 'TSVMMANS';
@@ -103,24 +107,50 @@ export class AnswerReader {
   readonly #gatherer = new Gatherer();
 
   /**
-   * @returns which images are wanted and what follows them, or undefined while the answer is incomplete
+   * @returns the answer and what follows it, or undefined while it is incomplete
    * @throws VmmError `FT_INTRODUCTION`
    */
-  push(bytes: Uint8Array): { readonly wanted: number[]; readonly rest: Uint8Array } | undefined {
+  push(bytes: Uint8Array): IntroductionAnswer | undefined {
     this.#gatherer.add(bytes);
-    if (this.#gatherer.have < 12) return undefined;
     const all = this.#gatherer.rest();
-    const view = new DataView(all.buffer);
-    if (magicOf(all) !== ANSWER) throw protocolError('it is no tsvmm standby');
-    const count = view.getUint32(8, true);
-    if (count > IMAGES_MAX) throw protocolError(`it wants ${count} images`);
-    if (all.length < 12 + 4 * count) {
-      this.#gatherer.add(all);
-      return undefined;
-    }
-    const wanted = Array.from({ length: count }, (_, i) => view.getUint32(12 + 4 * i, true));
-    return { wanted, rest: all.subarray(12 + 4 * count) };
+    const answered = readAnswer(all);
+    if (answered === undefined) this.#gatherer.add(all);
+    return answered;
   }
+}
+
+/** What a standby has answered. */
+export interface IntroductionAnswer {
+  /** Numbers of the boot images that it lacks. */
+  readonly wanted: number[];
+  /** How it keeps each disk. */
+  readonly storage: Storage[];
+  readonly rest: Uint8Array;
+}
+
+function readAnswer(all: Uint8Array): IntroductionAnswer | undefined {
+  if (all.length < 12) return undefined;
+  const view = new DataView(all.buffer, all.byteOffset, all.length);
+  if (magicOf(all) !== ANSWER) throw protocolError('it is no tsvmm standby');
+  const count = view.getUint32(8, true);
+  if (count > IMAGES_MAX) throw protocolError(`it wants ${count} images`);
+  const disksAt = 12 + 4 * count;
+  if (all.length < disksAt + 4) return undefined;
+  const disks = view.getUint32(disksAt, true);
+  if (disks > DISKS_MAX) throw protocolError(`it tells of ${disks} disks`);
+  const end = disksAt + 4 + 4 * disks;
+  if (all.length < end) return undefined;
+  const word = (at: number): number => view.getUint32(at, true);
+  return {
+    wanted: Array.from({ length: count }, (_, i) => word(12 + 4 * i)),
+    storage: Array.from({ length: disks }, (_, i) => {
+      const value = word(disksAt + 4 + 4 * i);
+      const known = Object.values(STORAGE).find((storage) => storage === value);
+      if (known === undefined) throw protocolError(`it keeps a disk in a way ${value}`);
+      return known;
+    }),
+    rest: all.subarray(end),
+  };
 }
 
 /** One image on the wire: head and bytes. */
@@ -133,12 +163,12 @@ export function imageParts(image: Uint8Array, sum: Sum): [Uint8Array, Uint8Array
 }
 
 /** The standby's answer. */
-export function answer(wanted: readonly number[]): Uint8Array {
-  const out = new Uint8Array(12 + 4 * wanted.length);
+export function answer(wanted: readonly number[], storage: readonly Storage[] = []): Uint8Array {
+  const words = [wanted.length, ...wanted, storage.length, ...storage];
+  const out = new Uint8Array(8 + 4 * words.length);
   const view = new DataView(out.buffer);
   for (let i = 0; i < 8; i++) out[i] = ANSWER.charCodeAt(i);
-  view.setUint32(8, wanted.length, true);
-  for (const [i, image] of wanted.entries()) view.setUint32(12 + 4 * i, image, true);
+  for (const [i, word] of words.entries()) view.setUint32(8 + 4 * i, word, true);
   return out;
 }
 

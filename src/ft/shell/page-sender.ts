@@ -24,6 +24,12 @@ export const CHUNK_BYTES = TAP_BYTES_MAX + 512 * 1024;
 const PAGE_STREAM_BYTES = 512 * 1024;
 const CHUNKS = 6;
 
+/** What an epoch carries besides pages, state and log: sections, one for each chunk. */
+export interface EpochSections {
+  /** Puts the next section into `out`. @returns bytes written, 0 when there is no more */
+  encode(out: Uint8Array): number;
+}
+
 /** Counts since the start, for status and measurements. */
 export interface PageCounts {
   zero: number;
@@ -98,8 +104,13 @@ export class PageSender {
   }
 
   /** Encodes a whole epoch, slice by slice, into `sink`. */
-  sendEpoch(epoch: Epoch, staging: Uint8Array, sink: EpochSink): void {
-    new EpochJob(this, epoch, staging, sink).run();
+  sendEpoch(
+    epoch: Epoch,
+    staging: Uint8Array,
+    sink: EpochSink,
+    disks: EpochSections | undefined = undefined,
+  ): void {
+    new EpochJob(this, epoch, staging, sink, disks).run();
   }
 }
 
@@ -109,6 +120,7 @@ class EpochJob {
   readonly #epoch: Epoch;
   readonly #staging: Uint8Array;
   readonly #sink: EpochSink;
+  #disks: EpochSections | undefined;
   #containerAt = 0;
   #logDone = false;
   #frames = 0;
@@ -116,7 +128,14 @@ class EpochJob {
   #bytes = 0;
   #crc = 0;
 
-  constructor(sender: PageSender, epoch: Epoch, staging: Uint8Array, sink: EpochSink) {
+  constructor(
+    sender: PageSender,
+    epoch: Epoch,
+    staging: Uint8Array,
+    sink: EpochSink,
+    disks: EpochSections | undefined,
+  ) {
+    this.#disks = disks;
     this.#sender = sender;
     this.#epoch = epoch;
     this.#staging = staging;
@@ -177,6 +196,15 @@ class EpochJob {
       assert(done > 0, 'a chunk holds at least one page');
       epoch.advance(done);
       return true;
+    }
+    if (this.#disks !== undefined) {
+      const end = this.#disks.encode(this.#sender.pool.bytes(chunk).subarray(0, PAGE_STREAM_BYTES));
+      if (end > 0) {
+        this.#sender.pool.fill(chunk, end);
+        this.#sender.counts.bytes += end;
+        return true;
+      }
+      this.#disks = undefined;
     }
     const { container, log } = epoch;
     if (this.#containerAt < container.length) {

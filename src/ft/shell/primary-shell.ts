@@ -16,6 +16,9 @@ import {
   type PrimaryEffect,
   type PrimaryPhase,
 } from '../core/primary.ts';
+import type { DiskCopyOwner, DiskCopyParts, DiskCopyProgress } from '../disk/disk-copy.ts';
+import type { DiskFigures, ReplicatedDisks } from '../disk/replicated-disks.ts';
+import { STORAGE } from '../disk/storage.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import type { Arbiter } from './arbiter.ts';
 import { Epoch } from './epoch.ts';
@@ -23,7 +26,7 @@ import { FirstCopy, type SyncProgress } from './first-copy.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import type { LinkOptions } from './link.ts';
 import type { Outputs } from './outputs.ts';
-import { PageSender } from './page-sender.ts';
+import { type EpochSink, PageSender } from './page-sender.ts';
 import { PeerConnection } from './peer-connection.ts';
 import { Staging } from './staging.ts';
 
@@ -36,10 +39,16 @@ const REFUSED_RETRY_MS = 5000;
 /** Contents kept for deltas, at most: 64 Ki pages, 256 MiB. */
 const CACHE_PAGES_MAX = 65536;
 
+const NO_PAGES = new Uint32Array(0);
+
 /** What the primary needs. */
 export interface PrimaryShellOptions {
   readonly guest: ReplicatedGuest;
   readonly outputs: Outputs;
+  /** The guest's disks, of which a standby may have copies of its own. */
+  readonly disks?: ReplicatedDisks | undefined;
+  /** Most bytes a second of the disks' first copy. Default: no limit. */
+  readonly copyBytesPerSecondMax?: number | undefined;
   readonly io: NativeIo;
   readonly log: Logger;
   readonly config: PrimaryConfig;
@@ -63,6 +72,8 @@ export interface PrimaryShellEvents {
   over(why: 'ended' | 'handed-over'): void;
   /** The first copy's progress. */
   syncProgress(progress: SyncProgress): void;
+  /** The progress of the disks' first copy, about once a second. */
+  diskProgress(progress: DiskCopyProgress): void;
 }
 
 /** Figures for the status line. */
@@ -77,6 +88,9 @@ export interface PrimaryFigures {
   readonly outputDelayNs: number;
   readonly heldOutputs: number;
   readonly sentBytes: number;
+  readonly disks: readonly DiskFigures[];
+  /** The first copy of the disks, while it is under way. */
+  readonly diskCopy: DiskCopyProgress | undefined;
 }
 
 /** See the module's head. */
@@ -94,6 +108,10 @@ export class PrimaryShell {
   #closed = false;
   #logging = false;
   #copy: FirstCopy | undefined;
+  /** Counts streams: a copy of disks for an earlier one is void. */
+  #stream = 0;
+  /** After a disk could not be read, no standby is asked for a while. */
+  #connectFromNs = 0;
   /** The guest stands still until an ACK (or for good), and whether it is to run after that. */
   #still = false;
   #runAfter = false;
@@ -132,12 +150,25 @@ export class PrimaryShell {
         this.#schedule();
       },
     });
+    const { disks } = options;
+    if (disks !== undefined) {
+      disks.onWait = () => {
+        this.primary.tapFull(this.#now());
+        this.#schedule();
+      };
+    }
     if (peer !== undefined) {
       const { log, introduction, images } = options;
       this.#link = new PeerConnection(
         { peer, io, log, introduction, images, sender: this.#sender },
         {
-          connected: () => this.primary.connected(this.#now()),
+          connected: (storage) => {
+            disks?.setStorage(storage);
+            for (const [i, disk] of outputs.disks.entries()) {
+              disk.isOutput = storage[i] !== STORAGE.replicated;
+            }
+            this.primary.connected(this.#now());
+          },
           message: (message) => this.primary.message(message, this.#now()),
           fault: (fault) => this.primary.decodeFault(fault, this.#now()),
           disconnected: () => this.#disconnected(),
@@ -208,6 +239,8 @@ export class PrimaryShell {
       outputDelayNs: this.#outputDelayNs,
       heldOutputs: primary.tap.heldCount,
       sentBytes: this.#link?.sentBytes ?? 0,
+      disks: this.#o.disks?.figures() ?? [],
+      diskCopy: this.#o.disks?.progress,
     };
   }
 
@@ -216,6 +249,7 @@ export class PrimaryShell {
     this.#closed = true;
     this.#timer.close();
     clearTimeout(this.#retry);
+    this.#stream++;
     this.#link?.close();
     for (const epoch of this.#epochs.values()) epoch.dispose();
   }
@@ -267,7 +301,7 @@ export class PrimaryShell {
         this.#link?.drop();
         break;
       case 'connect':
-        this.#link?.connect();
+        if (this.#now() >= this.#connectFromNs) this.#link?.connect();
         break;
       case 'agreed':
         this.#link?.agreed();
@@ -281,7 +315,9 @@ export class PrimaryShell {
       case 'encode': {
         const epoch = this.#epochs.get(e.epoch);
         assert(epoch !== undefined, 'only a captured epoch is encoded');
-        this.#sender.sendEpoch(epoch, this.#staging.bytes, {
+        const disks = this.#o.disks;
+        disks?.log.beginEncoding(e.epoch);
+        const sink: EpochSink = {
           chunk: (number, chunk) => {
             const taken = this.primary.chunk(number, chunk, this.#now());
             this.#run();
@@ -292,7 +328,8 @@ export class PrimaryShell {
             this.#run();
             return taken;
           },
-        });
+        };
+        this.#sender.sendEpoch(epoch, this.#staging.bytes, sink, disks?.log);
         break;
       }
       case 'acked':
@@ -337,6 +374,7 @@ export class PrimaryShell {
   }
 
   #phase(phase: PrimaryPhase, sentence: string): void {
+    if (phase === 'alone') this.#o.disks?.forget();
     if (phase === 'alone' && this.#logging && this.#copy === undefined) {
       this.#o.guest.setDirtyLog(false);
       this.#logging = false;
@@ -378,6 +416,7 @@ export class PrimaryShell {
   // --- the connection
 
   #disconnected(): void {
+    this.#stream++;
     this.#copy = undefined;
     this.primary.disconnected(this.#now());
     this.#schedule();
@@ -387,6 +426,71 @@ export class PrimaryShell {
 
   #opened(mode: 'full' | 'resume'): void {
     if (mode === 'resume') return;
+    this.#stream++;
+    if (this.#o.disks?.any === true) void this.#copyDisks(this.#o.disks, this.#stream);
+    else {
+      this.#o.disks?.forget();
+      this.#copyMemory(undefined);
+    }
+  }
+
+  /** The disks' first copy, then that of memory, then what the guest wrote to the disks meanwhile. */
+  async #copyDisks(disks: ReplicatedDisks, stream: number): Promise<void> {
+    const { io, maxDowntimeNs, copyBytesPerSecondMax, log, events } = this.#o;
+    const wanted = (): boolean =>
+      stream === this.#stream && !this.#closed && this.primary.sender.state === 'sync';
+    const parts: DiskCopyParts = {
+      pool: this.#sender.pool,
+      crc: (b, offset, length, previous) => io.crc32c(b, offset, length, previous),
+      isZero: (b, offset, length) => io.isZero(b, offset, length),
+      nowNs: () => this.#now(),
+      sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
+      maxDowntimeNs,
+      bytesPerSecondMax: copyBytesPerSecondMax ?? Number.POSITIVE_INFINITY,
+    };
+    let toldNs = this.#now();
+    const owner: DiskCopyOwner = {
+      wanted,
+      chunk: (chunk) => {
+        this.primary.syncChunk(chunk, this.#now());
+        this.#run();
+        const { progress } = disks;
+        if (progress === undefined || this.#now() - toldNs < 1e9) return;
+        toldNs = this.#now();
+        events.diskProgress(progress);
+      },
+    };
+    try {
+      const copy = await disks.beginCopy(parts, owner);
+      if (!wanted() || (copy !== undefined && !(await copy.converge())) || !wanted()) return;
+      this.#copyMemory(async () => {
+        try {
+          if (copy !== undefined && !((await copy.converge()) && (await copy.finish())))
+            return false;
+          if (copy !== undefined) events.diskProgress(copy.progress);
+          return wanted();
+        } catch (error) {
+          this.#copyFailed(error);
+          return false;
+        } finally {
+          if (stream === this.#stream) disks.endCopy();
+        }
+      });
+    } catch (error) {
+      if (wanted()) this.#copyFailed(error);
+      else log.warn(messageOf(error));
+    }
+  }
+
+  /** A disk of this host cannot be read: the guest runs on, a standby is asked again later. */
+  #copyFailed(error: unknown): void {
+    this.#o.log.error(`the disks cannot be copied to the standby: ${messageOf(error)}`);
+    this.#connectFromNs = this.#now() + REFUSED_RETRY_MS * 1e6;
+    this.#link?.drop();
+  }
+
+  /** @param disks brings the disks up to date once memory has converged; false: not wanted any more */
+  #copyMemory(disks: (() => Promise<boolean>) | undefined): void {
     const { guest } = this.#o;
     this.#sender.restart();
     if (!this.#logging) {
@@ -410,7 +514,16 @@ export class PrimaryShell {
           this.#run();
         },
         progress: (progress) => events.syncProgress(progress),
-        done: (rest, late) => this.#synchronised(rest, late),
+        done: (rest, late) => {
+          if (disks === undefined) {
+            this.#synchronised(rest, late);
+            return;
+          }
+          this.#mark(rest);
+          void disks().then((wanted) => {
+            if (wanted) this.#synchronised(NO_PAGES, late);
+          });
+        },
       },
     );
     this.#copy = copy;
@@ -447,6 +560,7 @@ export class PrimaryShell {
       if (this.#runAfter && !this.#still) guest.resume();
       return;
     }
+    this.#o.disks?.log.seal(number);
     const count = guest.harvest(this.#harvest);
     const pages = this.#harvest.slice(0, count);
     let epoch: Epoch | undefined;
@@ -461,6 +575,7 @@ export class PrimaryShell {
       log.error(`a checkpoint failed: ${messageOf(error)}`);
       epoch?.dispose();
       this.#mark(pages);
+      this.#o.disks?.log.returnFrom(number);
       if (!atomic && this.#runAfter) guest.resume();
       this.primary.captureFailed(this.#now());
       // Without the peer: a guest whose state cannot be saved cannot be protected, and must not try in a loop.
@@ -480,6 +595,7 @@ export class PrimaryShell {
 
   #acked(number: number): void {
     this.#ackedCount++;
+    this.#o.disks?.log.release(number);
     this.#epochs.get(number)?.dispose();
     this.#epochs.delete(number);
     const sealed = this.#sealedAtNs.get(number);
@@ -488,6 +604,7 @@ export class PrimaryShell {
   }
 
   #returned(fromEpoch: number): void {
+    this.#o.disks?.log.returnFrom(fromEpoch);
     for (const [number, epoch] of this.#epochs) {
       if (number < fromEpoch) continue;
       this.#mark(epoch.pages);

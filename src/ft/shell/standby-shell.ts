@@ -8,10 +8,12 @@ import { messageOf } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
 import { Standby, type StandbyConfig, type StandbyEffect } from '../core/standby.ts';
+import type { ReplicaDisks } from '../disk/replica-disks.ts';
+import type { Storage } from '../disk/storage.ts';
 import { encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { Decoder } from '../wire/decoder.ts';
 import { FAULT, type FaultCode } from '../wire/fault.ts';
-import type { Message } from '../wire/message.ts';
+import type { Manifest, Message } from '../wire/message.ts';
 import type { Arbiter } from './arbiter.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import { answer, GREETING, type ImageTicket, IntroductionReader } from './introduction.ts';
@@ -26,6 +28,8 @@ export interface StandbyMachine {
   readonly guest: ReplicatedGuest;
   /** Configuration of the state machine: HELLO of this machine, policies, deadlines. */
   readonly config: StandbyConfig;
+  /** The disks of which this host has a copy of its own, if there are any. */
+  readonly replicas: ReplicaDisks | undefined;
   /** Everything is given back. */
   dispose(): Promise<void>;
 }
@@ -37,10 +41,14 @@ export interface StandbyShellOptions {
   readonly listen: LinkOptions;
   readonly arbiter: Arbiter | undefined;
   /**
-   * Which guest a description is of, and the boot images that it names, by number.
-   * @throws VmmError when the description makes no sense
+   * Which guest a description is of, the boot images that it names, by number, and how each of its disks is kept here.
+   * @throws VmmError when the description makes no sense, or a disk cannot be what it says
    */
-  inspect(description: unknown): { readonly vm: string; readonly tickets: readonly ImageTicket[] };
+  inspect(description: unknown): {
+    readonly vm: string;
+    readonly tickets: readonly ImageTicket[];
+    readonly storage: readonly Storage[];
+  };
   /** Builds the machine and opens every disk, network and KVM. @throws VmmError when something is missing */
   build(description: unknown, images: readonly Uint8Array[]): Promise<StandbyMachine>;
   readonly events: StandbyShellEvents;
@@ -233,12 +241,17 @@ export class StandbyShell {
     if (event === undefined) return;
     if (event.kind === 'description') {
       const text = JSON.stringify(event.description);
-      const { vm, tickets } = this.#o.inspect(event.description);
+      const { vm, tickets, storage } = this.#o.inspect(event.description);
       if (this.#busy(vm)) return;
       const known = text === this.#described;
       const wanted = known ? [] : tickets.map((ticket, number) => ({ number, ticket }));
       this.#introduction!.want(wanted);
-      this.#link!.send([answer(wanted.map(({ number }) => number))]);
+      this.#link!.send([
+        answer(
+          wanted.map(({ number }) => number),
+          storage,
+        ),
+      ]);
       this.#pending = { description: event.description, text, vm, known };
       this.#introduced(new Uint8Array(0));
       return;
@@ -302,6 +315,7 @@ export class StandbyShell {
     this.#standby = undefined;
     this.#store = undefined;
     this.#described = '';
+    this.#pausedBy.clear();
     await before?.dispose();
     const machine = await this.#o.build(introduced.description, images);
     if (this.#closed) {
@@ -312,8 +326,17 @@ export class StandbyShell {
     this.#described = introduced.text;
     this.#vm = introduced.vm;
     this.#refused = '';
-    this.#store = new StandbyStore(machine.guest, this.#o.io, TAP_BYTES_MAX);
-    this.#standby = new Standby(machine.config);
+    const { replicas } = machine;
+    this.#store = new StandbyStore(machine.guest, this.#o.io, TAP_BYTES_MAX, replicas);
+    const standby = new Standby(machine.config);
+    this.#standby = standby;
+    replicas?.setEvents({
+      flow: (pause) => this.#setFlow('disks', pause),
+      failed: (sentence) => {
+        // Without its disk this standby protects nothing; what it has acknowledged it still holds, in the journal.
+        if (this.#standby === standby) this.#refuse(sentence);
+      },
+    });
   }
 
   /** The replication stream begins on this connection; with an error, only its refusal is sent. */
@@ -384,7 +407,9 @@ export class StandbyShell {
         this.#decoder?.setBulkBytesMax(e.agreement.limits.frameBytesMax);
         break;
       case 'reset':
+        this.#resets++;
         store.reset();
+        store.disks?.reset(e.generation);
         this.#state('synchronising');
         break;
       case 'sync': {
@@ -398,7 +423,7 @@ export class StandbyShell {
         store.stage(e.id, e.payload);
         break;
       case 'validate':
-        standby.validated(e.id, store.validate(e.id, e.manifest), this.#now());
+        this.#validate(standby, store, e.id, e.manifest);
         break;
       case 'discard':
         store.discard(e.fromId);
@@ -408,14 +433,13 @@ export class StandbyShell {
         this.#state('protecting');
         break;
       case 'apply':
-        store.apply(e.id, this.#now());
-        standby.applied(e.id, false, this.#now());
+        this.#apply(standby, store, e.id);
         break;
       case 'read-pause':
-        this.#link?.setReading(false);
+        this.#setFlow('staging', true);
         break;
       case 'read-on':
-        this.#link?.setReading(true);
+        this.#setFlow('staging', false);
         break;
       case 'ended':
         this.#o.events.ended(e.reason);
@@ -435,6 +459,56 @@ export class StandbyShell {
         break;
     }
   }
+
+  /** Looks at a transaction; the first one also waits until the copies of the disks are complete. */
+  #validate(standby: Standby, store: StandbyStore, id: number, manifest: Manifest): void {
+    const wrong = store.validate(id, manifest);
+    if (wrong?.code === FAULT.RESOURCE_MISSING) {
+      // No room for a disk's writes: trying the same again would not help.
+      this.#refuse(wrong.sentence);
+      return;
+    }
+    const complete = wrong === undefined ? store.disks?.complete(id) : undefined;
+    if (complete === undefined) {
+      standby.validated(id, wrong, this.#now());
+      return;
+    }
+    const { connection, resets } = { connection: this.#connection, resets: this.#resets };
+    void complete.then((failed) => {
+      // A failure has been reported by the disks themselves.
+      if (failed !== undefined || this.#closed || this.#standby !== standby) return;
+      if (connection !== this.#connection || resets !== this.#resets) return;
+      standby.validated(id, undefined, this.#now());
+      this.#run();
+    });
+  }
+
+  /** Applies a transaction: its disks first, because they take time, then memory and state. */
+  #apply(standby: Standby, store: StandbyStore, id: number): void {
+    const disks = store.applyDisks(id);
+    if (disks === undefined) {
+      store.apply(id, this.#now());
+      standby.applied(id, false, this.#now());
+      return;
+    }
+    const resets = this.#resets;
+    void disks.then(() => {
+      if (this.#closed || this.#standby !== standby || resets !== this.#resets) return;
+      store.apply(id, this.#now());
+      standby.applied(id, store.disks!.failure !== '', this.#now());
+      this.#run();
+    });
+  }
+
+  /** Stops or goes on reading from the connection; it goes on when nobody wants it stopped. */
+  #setFlow(who: 'disks' | 'staging', pause: boolean): void {
+    if (pause) this.#pausedBy.add(who);
+    else this.#pausedBy.delete(who);
+    this.#link?.setReading(this.#pausedBy.size === 0);
+  }
+
+  readonly #pausedBy = new Set<string>();
+  #resets = 0;
 
   async #ask(ticket: number, request: Parameters<Arbiter['request']>[0]): Promise<void> {
     const { arbiter } = this.#o;

@@ -8,6 +8,8 @@ import { messageOf } from '../../base/error.ts';
 import { DECODE_ERROR, type NativeIo } from '../../kvm/native-io.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { TapReplay } from '../core/tap-replay.ts';
+import type { DiskOps, ReplicaDisks } from '../disk/replica-disks.ts';
+import { DISK_OPS_VERSION } from '../wire/disk-ops.ts';
 import { FAULT, type Fault, fault } from '../wire/fault.ts';
 import type { Manifest } from '../wire/message.ts';
 import { PAGES_VERSION } from '../wire/page-stream.ts';
@@ -23,6 +25,7 @@ interface Staged {
   content: Uint8Array;
   container: Uint8Array;
   log: Uint8Array;
+  disks: DiskOps[];
 }
 
 const EMPTY = new Uint8Array(0);
@@ -31,6 +34,8 @@ const NO_PAGES = new Uint32Array(0);
 /** See the module's head. */
 export class StandbyStore {
   readonly replay: TapReplay;
+  /** The guest's disks of which this host has a copy of its own. */
+  readonly disks: ReplicaDisks | undefined;
   readonly #guest: ReplicatedGuest;
   readonly #io: NativeIo;
   readonly #frames: number;
@@ -43,7 +48,13 @@ export class StandbyStore {
   appliedAtNs = 0;
   receivedBytes = 0;
 
-  constructor(guest: ReplicatedGuest, io: NativeIo, tapBytesMax: number) {
+  constructor(
+    guest: ReplicatedGuest,
+    io: NativeIo,
+    tapBytesMax: number,
+    disks: ReplicaDisks | undefined = undefined,
+  ) {
+    this.disks = disks;
     this.#guest = guest;
     this.#io = io;
     this.#frames = guest.memory.totalBytes / PAGE_SIZE;
@@ -68,6 +79,15 @@ export class StandbyStore {
     this.receivedBytes += payload.length;
     const sections = this.#sections.reset(payload);
     while (sections.next()) {
+      if (sections.type === SECTION.diskCopy && sections.version === DISK_OPS_VERSION) {
+        const { instance: disk, bodyStart: start, bodyEnd: end } = sections;
+        const wrong =
+          this.disks === undefined
+            ? fault(FAULT.SECTION_UNKNOWN, 'a disk that is not copied')
+            : this.disks.copy({ disk, bytes: payload, start, end });
+        if (wrong !== undefined) return wrong;
+        continue;
+      }
       if (sections.type !== SECTION.pages || sections.version !== PAGES_VERSION) {
         return fault(FAULT.SECTION_UNKNOWN, `type ${sections.type} in the first copy`);
       }
@@ -95,7 +115,14 @@ export class StandbyStore {
     this.receivedBytes += payload.length;
     let staged = this.#staged.get(id);
     if (staged === undefined) {
-      staged = { frames: [], pages: NO_PAGES, content: EMPTY, container: EMPTY, log: EMPTY };
+      staged = {
+        frames: [],
+        pages: NO_PAGES,
+        content: EMPTY,
+        container: EMPTY,
+        log: EMPTY,
+        disks: [],
+      };
       this.#staged.set(id, staged);
     }
     staged.frames.push(payload.slice());
@@ -114,6 +141,7 @@ export class StandbyStore {
       return fault(FAULT.MANIFEST_MISMATCH, `${manifest.pages} pages`);
     staged.pages = new Uint32Array(manifest.pages);
     staged.content = new Uint8Array(manifest.pages * PAGE_SIZE);
+    staged.disks = [];
     const container: Uint8Array[] = [];
     let log: Uint8Array | undefined;
     let sections = 0;
@@ -142,6 +170,11 @@ export class StandbyStore {
           container.push(frame.subarray(bodyStart, bodyEnd));
         } else if (type === SECTION.tapLog && version === LOG_VERSION && log === undefined) {
           log = frame.subarray(bodyStart, bodyEnd);
+        } else if (type === SECTION.diskWrites && version === DISK_OPS_VERSION && this.disks) {
+          const ops = { disk: instance, bytes: frame, start: bodyStart, end: bodyEnd };
+          const wrong = this.disks.check(ops, true);
+          if (wrong !== undefined) return wrong;
+          staged.disks.push(ops);
         } else {
           return fault(FAULT.SECTION_UNKNOWN, `type ${type} version ${version}`);
         }
@@ -168,6 +201,17 @@ export class StandbyStore {
   committed(id: number): void {
     const { log } = this.#must(id);
     this.replay.accept(log, 0, log.length);
+  }
+
+  /** Begins to bring the disks to transaction `id`, if it does anything to them; resolves when that is done, or has failed. */
+  applyDisks(id: number): Promise<void> | undefined {
+    const { disks } = this.#must(id);
+    return disks.length === 0 ? undefined : this.disks!.apply(id, disks);
+  }
+
+  /** Whether transaction `id` is still staged. */
+  has(id: number): boolean {
+    return this.#staged.has(id);
   }
 
   /** Brings memory, container and log to transaction `id`. Cannot fail. */

@@ -40,6 +40,8 @@ export class TappedBlock implements BlockBackend {
   readonly #addresses: (Float64Array | undefined)[];
   readonly #lengths: (Uint32Array | undefined)[];
   #heldCount = 0;
+  /** Whether a write can be seen from outside: not where the standby has a copy of its own, which gets it with the epoch. */
+  isOutput = true;
 
   #drained: (() => void) | undefined;
 
@@ -91,7 +93,7 @@ export class TappedBlock implements BlockBackend {
     first: number,
     count: number,
   ): void {
-    if (!this.#tap.holding || op === BLOCK_OP.read) {
+    if (!this.#tap.holding || !this.isOutput || op === BLOCK_OP.read) {
       this.#inner.queue(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
       return;
     }

@@ -1,0 +1,207 @@
+/**
+ * Replicated disks on either host: which of a guest's disks are, what is opened for them beside the guest's own backends, and
+ * what is done with the record that lies beside an image.
+ */
+import { closeSync, constants, openSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { VmmError } from '../base/error.ts';
+import type { Logger } from '../base/log.ts';
+import { openDisk } from '../block/open.ts';
+import { DiskAccess, SCRATCH_BYTES } from '../ft/disk/disk-access.ts';
+import type { Crc } from '../ft/disk/disk-log.ts';
+import { fileRoom, holesOf, identifyStorage, isLocked } from '../ft/disk/host-storage.ts';
+import { openLogFile } from '../ft/disk/log-file.ts';
+import { recoverImages, refuseIncomplete } from '../ft/disk/recover.ts';
+import { type ReplicaDisk, ReplicaDisks } from '../ft/disk/replica-disks.ts';
+import { IMAGE, ReplicaRecord, recordPath } from '../ft/disk/replica-record.ts';
+import { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
+import { decideStorage, STORAGE, type Storage } from '../ft/disk/storage.ts';
+import type { KvmHost } from '../kvm/api.ts';
+import type { NativeIo } from '../kvm/native-io.ts';
+import type { Machine } from '../machine/machine.ts';
+import { GuestMemory } from '../memory/guest-memory.ts';
+import type { DiskOption, OpenDevices } from './device-options.ts';
+import type { DescribedStorage, Description } from './ft-description.ts';
+
+/** What opening disks beside a guest takes. */
+export interface DiskHost {
+  readonly host: KvmHost;
+  readonly io: NativeIo;
+  readonly log: Logger;
+}
+
+const crcOf =
+  (io: NativeIo): Crc =>
+  (bytes, offset, length, previous) =>
+    io.crc32c(bytes, offset, length, previous);
+
+function isFile(source: string): boolean {
+  return statSync(source, { throwIfNoEntry: false })?.isFile() === true;
+}
+
+/** Opens a disk a second time, for replication itself; without a lock, which the guest's backend holds. */
+async function openAccess(parts: DiskHost, option: DiskOption): Promise<DiskAccess> {
+  const { host, io, log } = parts;
+  const buffer = new ArrayBuffer(SCRATCH_BYTES);
+  const map = host.createMemoryMap();
+  map.addRange(0, buffer);
+  const memory = new GuestMemory([{ base: 0, buffer }]);
+  const { source, readonly, cache } = option;
+  const { backend } = await openDisk(
+    { native: io, memoryMap: map.native, memory, log },
+    { source, readonly, lock: 'unlocked', ...(cache && { cache }) },
+  );
+  if (!isFile(source)) return new DiskAccess(backend, memory);
+  const fd = openSync(source, constants.O_RDONLY);
+  const access = new DiskAccess(backend, memory, holesOf(io, fd, backend.info.sizeBytes));
+  access.onClose(() => closeSync(fd));
+  return access;
+}
+
+/** What a description says of the storage of `disks`. */
+export function describeStorage(disks: readonly DiskOption[]): DescribedStorage[] {
+  return disks.map(({ source, ft }) => ({ ft, storage: identifyStorage(source)! }));
+}
+
+/** The primary's disks with what is needed to keep a standby's copies up to date; to be put under the event-tap. */
+export function recordDisks(
+  parts: DiskHost,
+  machine: Machine,
+  options: readonly DiskOption[],
+  devices: OpenDevices,
+  closers: (() => unknown)[],
+): { readonly disks: ReplicatedDisks; readonly devices: OpenDevices } {
+  const disks = new ReplicatedDisks(
+    devices.disks.map(({ id, backend }, i) => ({
+      id,
+      backend,
+      open: () => openAccess(parts, { ...options[i]!, readonly: true }),
+    })),
+    machine.memory,
+    crcOf(parts.io),
+  );
+  closers.push(() => disks.close());
+  return {
+    disks,
+    devices: {
+      ...devices,
+      disks: devices.disks.map((disk, i) => ({ ...disk, backend: disks.blocks[i]! })),
+    },
+  };
+}
+
+async function openRecord(
+  parts: DiskHost,
+  source: string,
+  create: boolean,
+): Promise<ReplicaRecord | undefined> {
+  const file = openLogFile(recordPath(source), create);
+  return file && (await ReplicaRecord.open(file, crcOf(parts.io)));
+}
+
+/**
+ * Before a guest runs from images that a standby may have held: brings them to a whole epoch and voids their journals.
+ * @throws VmmError `DISK_COPYING` for an incomplete copy, `DISK_*`
+ */
+export async function adoptImages(parts: DiskHost, options: readonly DiskOption[]): Promise<void> {
+  const images: { access: DiskAccess; record: ReplicaRecord }[] = [];
+  try {
+    for (const option of options) {
+      if (!isFile(option.source)) continue;
+      const record = await openRecord(parts, option.source, false);
+      if (record === undefined) continue;
+      refuseIncomplete(option.source, record);
+      if (record.mark?.state !== IMAGE.replica) {
+        await record.close();
+        continue;
+      }
+      if (option.readonly) {
+        throw new VmmError('DISK_REPLICA', `${option.source} is a standby's copy of a disk`, {
+          hint: 'Run it once without readonly, so that its last changes are put in place.',
+        });
+      }
+      images.push({ access: await openAccess(parts, option), record });
+    }
+    const id = await recoverImages(images);
+    if (id === undefined) return;
+    parts.log.info(`disks that a standby held are at its transaction ${id}`);
+    for (const { record } of images) await record.setMark({ ...record.mark!, state: IMAGE.live });
+  } finally {
+    for (const { access, record } of images) {
+      await access.close();
+      await record.close();
+    }
+  }
+}
+
+/** How a standby keeps each disk of a guest. @throws VmmError `FT_STORAGE` where that cannot be told */
+export function storageHere(
+  io: NativeIo,
+  description: Description,
+  local: readonly DiskOption[],
+): Storage[] {
+  return description.disks.map((disk, i) => {
+    const option = local[i]!;
+    if (disk.readonly) return STORAGE.shared;
+    return decideStorage({
+      id: disk.id,
+      primary: disk.storage,
+      primaryChoice: disk.ft,
+      standby: identifyStorage(option.source),
+      standbyChoice: option.ft,
+      locked: isFile(option.source) && isLocked(io, option.source),
+    });
+  });
+}
+
+/** Makes the images that are to be copies and do not exist yet: sparse, of the right size. */
+export function makeImages(
+  description: Description,
+  local: readonly DiskOption[],
+  storage: readonly Storage[],
+): void {
+  for (const [i, disk] of description.disks.entries()) {
+    const { source } = local[i]!;
+    if (storage[i] !== STORAGE.replicated || disk.readonly) continue;
+    if (identifyStorage(source) !== undefined) continue;
+    writeFileSync(source, '', { flag: 'wx', mode: 0o600 });
+    truncateSync(source, disk.sizeBytes);
+  }
+}
+
+/** Opens what a standby keeps its copies with, and brings them to a whole epoch. @throws VmmError `DISK_*` */
+export async function openReplicas(
+  parts: DiskHost,
+  description: Description,
+  local: readonly DiskOption[],
+  storage: readonly Storage[],
+): Promise<ReplicaDisks | undefined> {
+  const { io } = parts;
+  const replicas: ReplicaDisk[] = [];
+  try {
+    for (const [disk, { id, readonly, blockSizeBytes }] of description.disks.entries()) {
+      if (storage[disk] !== STORAGE.replicated || readonly) continue;
+      const option = local[disk]!;
+      if (!isFile(option.source)) {
+        throw new VmmError('FT_STORAGE', `disk '${id}': ${option.source} is no file`, {
+          hint: 'The copy of a replicated disk is a raw image file on the standby.',
+        });
+      }
+      const record = (await openRecord(parts, option.source, true))!;
+      await record.reserve();
+      const access = await openAccess(parts, option);
+      const fd = openSync(option.source, constants.O_RDWR);
+      const room = fileRoom(io, option.source, fd, access.sizeBytes);
+      replicas.push({ disk, id, access, record, room, blockSizeBytes });
+    }
+    if (replicas.length === 0) return undefined;
+    await recoverImages(replicas);
+    return new ReplicaDisks(replicas, description.vm, crcOf(io));
+  } catch (error) {
+    for (const { access, record, room } of replicas) {
+      await access.close();
+      await record.close();
+      room?.close();
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,333 @@
+/**
+ * The standby's side of replicated disks: takes the pieces of the first copy as they come, checks what an epoch does to the disks
+ * before it is acknowledged, and does it afterwards: first durably in the journals, then to the images. Everything that
+ * touches a disk happens one behind the other; a failure stops what follows and is reported once.
+ */
+import { messageOf } from '../../base/error.ts';
+import { type BlockOp, ERRNO } from '../../block/backend.ts';
+import { DISK_OP, DiskOpsReader } from '../wire/disk-ops.ts';
+import { FAULT, type Fault, fault } from '../wire/fault.ts';
+import { type DiskAccess, diskError, PIECE_BYTES } from './disk-access.ts';
+import type { Crc } from './disk-log.ts';
+import { IMAGE, type ImageState, type ReplicaRecord } from './replica-record.ts';
+
+/** Copy pieces that wait for the disk; beyond, nothing more is read from the connection. */
+const QUEUED_BYTES_MAX = 16 * 2 ** 20;
+
+/** Takes room for data before it is promised. */
+export interface Room {
+  /** @throws VmmError `DISK_FULL` */
+  ensure(offset: number, length: number): void;
+  /** Room that was given back. */
+  forget(offset: number, length: number): void;
+  close(): void;
+}
+
+/** One disk of which the standby holds a copy. */
+export interface ReplicaDisk {
+  /** Its number among the guest's disks. */
+  readonly disk: number;
+  readonly id: string;
+  readonly access: DiskAccess;
+  readonly record: ReplicaRecord;
+  readonly room: Room | undefined;
+  readonly blockSizeBytes: number;
+}
+
+/** What one section of an epoch does to one disk; `bytes[start, end)` stays as it is. */
+export interface DiskOps {
+  readonly disk: number;
+  readonly bytes: Uint8Array;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Who is told. */
+export interface ReplicaEvents {
+  /** Stop or go on reading from the connection. */
+  flow(pause: boolean): void;
+  /** A disk refuses: the copy is of no use as it is, or falls behind. One sentence for a person. */
+  failed(sentence: string): void;
+}
+
+/** See the module's head. */
+export class ReplicaDisks {
+  readonly #disks: ReadonlyMap<number, ReplicaDisk>;
+  readonly #vm: string;
+  readonly #crc: Crc;
+  readonly #reader = new DiskOpsReader();
+  #events: ReplicaEvents = { flow: () => {}, failed: () => {} };
+  /** What has been begun, one job behind the other. */
+  #chain: Promise<void> = Promise.resolve();
+  #queuedBytes = 0;
+  #paused = false;
+  #failure = '';
+  /** Counts first copies: what was queued for an earlier one is dropped. */
+  #run = 0;
+  #generation = 0;
+  /** The last epoch that did something to the images. */
+  #lastId = 0;
+  #copying = false;
+  /** Epochs that are in the journals and that an image did not take. */
+  #unapplied: DiskOps[] = [];
+  #closed = false;
+
+  /** @param vm which guest; 16 bytes in hexadecimal */
+  constructor(disks: readonly ReplicaDisk[], vm: string, crc: Crc) {
+    this.#disks = new Map(disks.map((disk) => [disk.disk, disk]));
+    this.#vm = vm;
+    this.#crc = crc;
+  }
+
+  setEvents(events: ReplicaEvents): void {
+    this.#events = events;
+  }
+
+  /** Whether there are any. */
+  get any(): boolean {
+    return this.#disks.size > 0;
+  }
+
+  /** What is wrong with a disk, or ''. */
+  get failure(): string {
+    return this.#failure;
+  }
+
+  /** Bytes of the first copy that wait for the disk. */
+  get queuedBytes(): number {
+    return this.#queuedBytes;
+  }
+
+  // --- the first copy
+
+  /** A first copy begins: the images are of no use until it is complete. */
+  reset(generation: number): void {
+    this.#run++;
+    this.#failure = '';
+    this.#unapplied = [];
+    this.#generation = generation;
+    this.#copying = this.any;
+    if (this.any) this.#queue(() => this.#markAll(IMAGE.copying, 0));
+  }
+
+  /** A piece of the first copy. @returns what is wrong with it */
+  copy(ops: DiskOps): Fault | undefined {
+    const wrong = this.check(ops, false);
+    if (wrong !== undefined) return wrong;
+    const { disk, start, end } = ops;
+    const bytes = ops.bytes.slice(start, end);
+    const run = this.#run;
+    this.#queuedBytes += bytes.length;
+    this.#flow();
+    this.#queue(async () => {
+      if (run === this.#run) await this.#perform({ disk, bytes, start: 0, end: bytes.length });
+      this.#queuedBytes -= bytes.length;
+      this.#flow();
+    });
+    return undefined;
+  }
+
+  /**
+   * Whether the images are complete: at once after the first time, else when everything that came is durable.
+   * @param id the transaction under which the first copy came
+   * @returns undefined when they are; else a promise of what is wrong
+   */
+  complete(id: number): Promise<Fault | undefined> | undefined {
+    if (!this.#copying) return undefined;
+    const run = this.#run;
+    return this.#queue(async () => {
+      for (const { access } of this.#disks.values()) {
+        await access.idle();
+        await access.flush();
+      }
+      if (run !== this.#run || this.#failure !== '') return;
+      await this.#markAll(IMAGE.replica, id);
+      this.#lastId = id;
+      this.#copying = false;
+    }).then(() =>
+      this.#failure === '' ? undefined : fault(FAULT.RESOURCE_MISSING, this.#failure),
+    );
+  }
+
+  // --- epochs
+
+  /**
+   * Checks operations and takes the room that they need, before they are acknowledged.
+   * @returns what is wrong with them
+   */
+  check(ops: DiskOps, takeRoom: boolean): Fault | undefined {
+    const target = this.#disks.get(ops.disk);
+    if (target === undefined) return fault(FAULT.SECTION_MALFORMED, `no copy of disk ${ops.disk}`);
+    const { sizeBytes } = target.access;
+    const r = this.#reader.reset(ops.bytes, ops.start, ops.end);
+    while (r.next()) {
+      const { op, offset, length } = r;
+      const block = target.blockSizeBytes;
+      if (offset + length > sizeBytes || offset % block !== 0 || length % block !== 0) {
+        return fault(FAULT.SECTION_MALFORMED, `disk ${target.id}: ${length} bytes at ${offset}`);
+      }
+      if (op !== DISK_OP.write) continue;
+      if (length > PIECE_BYTES) return fault(FAULT.SECTION_MALFORMED, `${length} bytes at once`);
+      if (this.#crc(ops.bytes, r.dataStart, length, 0) !== r.crc) {
+        return fault(FAULT.PAYLOAD_CHECKSUM, `disk ${target.id}, ${length} bytes at ${offset}`);
+      }
+      if (!takeRoom) continue;
+      try {
+        target.room?.ensure(offset, length);
+      } catch (error) {
+        return fault(FAULT.RESOURCE_MISSING, messageOf(error));
+      }
+    }
+    return r.malformed ? fault(FAULT.SECTION_MALFORMED, 'disk operations') : undefined;
+  }
+
+  /** Does what a checked and acknowledged epoch does; resolves when it is durable and in the images, or has failed. */
+  apply(id: number, all: readonly DiskOps[]): Promise<void> {
+    if (all.length === 0) return this.#chain;
+    return this.#queue(async () => {
+      const parts = (disk: number): Uint8Array[] =>
+        all.filter((o) => o.disk === disk).map((o) => o.bytes.subarray(o.start, o.end));
+      try {
+        const full = [...this.#disks.values()].some(
+          ({ disk, record }) =>
+            !record.fits(parts(disk).reduce((sum, part) => sum + part.length, 0)),
+        );
+        if (full) {
+          // What an image has not taken must stay in its journal.
+          if (this.#failure !== '') throw new Error(this.#failure);
+          for (const { access } of this.#disks.values()) await access.flush();
+          await this.#markAll(IMAGE.replica, this.#lastId);
+        }
+        // Every disk's record, also an empty one, before any image is touched: one epoch for all of them.
+        await Promise.all(
+          [...this.#disks.values()].map(({ disk, record }) =>
+            record.append(this.#generation, id, parts(disk)),
+          ),
+        );
+        for (const ops of all) await this.#perform(ops);
+        for (const { access } of this.#disks.values()) await access.idle();
+        if (this.#failure !== '') throw new Error(this.#failure);
+        this.#lastId = id;
+      } catch (error) {
+        this.#unapplied.push(...all);
+        this.#fail(messageOf(error));
+      }
+    }, true);
+  }
+
+  /**
+   * Before a guest runs from the images: what could not be applied is tried once more, everything is made durable, and the
+   * journals become void.
+   * @throws VmmError `DISK_*` when an image still refuses
+   */
+  async goLive(generation: number): Promise<void> {
+    await this.#chain;
+    if (!this.any) return;
+    const left = this.#unapplied;
+    this.#failure = '';
+    for (const ops of left) await this.#perform(ops);
+    for (const { access } of this.#disks.values()) {
+      await access.idle();
+      if (this.#failure !== '') throw new Error(this.#failure);
+      await access.flush();
+    }
+    this.#unapplied = [];
+    this.#generation = generation;
+    await this.#markAll(IMAGE.live, 0);
+  }
+
+  /** Waits for what was begun, makes it durable, and gives everything back. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#run++;
+    await this.#chain;
+    for (const { access, record, room } of this.#disks.values()) {
+      try {
+        await access.idle();
+        if (this.#failure === '') await access.flush();
+      } finally {
+        await access.close();
+        await record.close();
+        room?.close();
+      }
+    }
+  }
+
+  // --- inside
+
+  /** Adds a job. After a failure only jobs that must run (`always`) are done. */
+  #queue(job: () => Promise<void>, always = false): Promise<void> {
+    const run = this.#run;
+    this.#chain = this.#chain.then(async () => {
+      if (this.#failure !== '' && run === this.#run && !always) {
+        this.#queuedBytes = 0;
+        this.#flow();
+        return;
+      }
+      try {
+        await job();
+      } catch (error) {
+        this.#fail(messageOf(error));
+      }
+    });
+    return this.#chain;
+  }
+
+  #fail(sentence: string): void {
+    if (this.#failure !== '') return;
+    this.#failure = sentence;
+    this.#events.failed(sentence);
+  }
+
+  #flow(): void {
+    const pause = this.#queuedBytes > QUEUED_BYTES_MAX;
+    if (pause === this.#paused) return;
+    this.#paused = pause;
+    this.#events.flow(pause);
+  }
+
+  async #markAll(state: ImageState, id: number): Promise<void> {
+    for (const { access, record } of this.#disks.values()) {
+      await record.setMark({
+        state,
+        vm: this.#vm,
+        generation: this.#generation,
+        id,
+        imageBytes: access.sizeBytes,
+      });
+    }
+  }
+
+  /** Begins all operations of one section, in order. Failures end in {@link failure}. */
+  async #perform(ops: DiskOps): Promise<void> {
+    const { access, room } = this.#disks.get(ops.disk)!;
+    await performOps(access, ops, (what, result) => {
+      if (result !== ERRNO.OK) this.#fail(diskError(what, access.name, result).message);
+    });
+    if (room === undefined) return;
+    const r = new DiskOpsReader().reset(ops.bytes, ops.start, ops.end);
+    while (r.next()) if (r.op !== DISK_OP.write) room.forget(r.offset, r.length);
+  }
+}
+
+/** Begins operations on a disk, in order; `done` hears how each one ended. They are done when the disk is idle. */
+export async function performOps(
+  access: DiskAccess,
+  ops: Omit<DiskOps, 'disk'>,
+  done: (what: string, result: number) => void,
+): Promise<void> {
+  const r = new DiskOpsReader().reset(ops.bytes, ops.start, ops.end);
+  while (r.next()) {
+    const { op, offset, length, dataStart, dataEnd } = r;
+    if (op === DISK_OP.write) {
+      await access.write(offset, ops.bytes, dataStart, dataEnd, (result) =>
+        done('writing to', result),
+      );
+    } else {
+      // What the guest gave up reads as zeroes on both hosts, whatever a file system makes of a mere hint.
+      const as = (op === DISK_OP.discard ? DISK_OP.writeZeroesUnmap : op) as BlockOp;
+      await access.zero(as, offset, length, (result) => done('clearing a part of', result));
+    }
+  }
+}

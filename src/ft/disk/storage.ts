@@ -1,0 +1,89 @@
+/**
+ * Whether the two hosts name the same storage, or each has its own. Told by the standby, which sees both descriptions; an
+ * option on either side wins, and where it cannot be told for sure nothing is guessed. docs/decisions/0009 says why.
+ */
+import { VmmError } from '../../base/error.ts';
+
+/** How a disk is kept on the two hosts, as it goes over the wire. */
+export const STORAGE = { unknown: 0, shared: 1, replicated: 2 } as const;
+/** One of {@link STORAGE}. */
+export type Storage = (typeof STORAGE)[keyof typeof STORAGE];
+
+/** What an operator may say: `ft=` of a disk. */
+export const STORAGE_CHOICES = ['auto', 'shared', 'replicate'] as const;
+/** One of {@link STORAGE_CHOICES}. */
+export type StorageChoice = (typeof STORAGE_CHOICES)[number];
+
+/** What is known of the storage behind a disk on one host. */
+export interface StorageIdentity {
+  readonly kind: 'file' | 'device' | 'network';
+  /** Which running kernel: two processes with the same one see the same device numbers. Empty for `network`. */
+  readonly host: string;
+  /** Device and inode of a file, the number of a device, or the address of network storage. */
+  readonly where: string;
+  /** Whether the file lies on a file system that no second host can have mounted. */
+  readonly local: boolean;
+}
+
+/** What the standby compares. */
+export interface StorageQuestion {
+  readonly id: string;
+  readonly primary: StorageIdentity;
+  readonly primaryChoice: StorageChoice;
+  /** Undefined: there is nothing yet at the standby's path. */
+  readonly standby: StorageIdentity | undefined;
+  readonly standbyChoice: StorageChoice;
+  /** Whether somebody holds a lock on the standby's file: the primary does, where both see the same. */
+  readonly locked: boolean;
+}
+
+/** Whether both identities are surely of one storage (true), surely of two (false), or it cannot be told (undefined). */
+export function sameStorage(
+  a: StorageIdentity,
+  b: StorageIdentity,
+  locked: boolean,
+): boolean | undefined {
+  if (a.kind === 'network' || b.kind === 'network') {
+    return a.kind === b.kind && a.where === b.where ? true : undefined;
+  }
+  if (a.host === b.host) return a.kind === b.kind && a.where === b.where;
+  // Device nodes of two hosts may lead to one disk, and locks on them are seen by one host only.
+  if (a.kind === 'device' || b.kind === 'device') return undefined;
+  if (a.local || b.local) return false;
+  return locked ? true : undefined;
+}
+
+/** @throws VmmError `FT_STORAGE` with what to do, where it cannot be told or both sides disagree */
+export function decideStorage(question: StorageQuestion): Storage {
+  const { id, primary, primaryChoice, standby, standbyChoice, locked } = question;
+  const refuse = (message: string, hint: string): VmmError =>
+    new VmmError('FT_STORAGE', `disk '${id}': ${message}`, { hint });
+  if (primaryChoice !== 'auto' && standbyChoice !== 'auto' && primaryChoice !== standbyChoice) {
+    throw refuse(
+      `the primary says ft=${primaryChoice}, the standby ft=${standbyChoice}`,
+      'Give the same on both hosts, or on one of them only.',
+    );
+  }
+  const choice = primaryChoice === 'auto' ? standbyChoice : primaryChoice;
+  const same = standby === undefined ? false : sameStorage(primary, standby, locked);
+  if (choice === 'replicate' && same === true) {
+    throw refuse(
+      'both hosts name the same storage, so it cannot be copied from one to the other',
+      'Use ft=shared, or give the standby a path of its own.',
+    );
+  }
+  if (choice === 'shared' && same === false) {
+    throw refuse(
+      'the standby names other storage than the primary, so it is not shared',
+      'Name the same storage on both hosts, or use ft=replicate.',
+    );
+  }
+  if (choice !== 'auto') return choice === 'shared' ? STORAGE.shared : STORAGE.replicated;
+  if (same === undefined) {
+    throw refuse(
+      'it cannot be told whether both hosts name the same storage',
+      'Add ft=shared or ft=replicate to the disk on either host.',
+    );
+  }
+  return same ? STORAGE.shared : STORAGE.replicated;
+}
