@@ -206,6 +206,41 @@ describe('interrupts', () => {
     expect(irq.rises).toBe(3);
   });
 
+  it('looks for an alarm without going through all seconds of a day', () => {
+    const { set, clock, rtc } = rig();
+    set(REG.b, B.hours24 | B.alarmEnable);
+    set(REG.hoursAlarm, 0xff);
+    set(REG.minutesAlarm, 0xff);
+    const cost = (alarm: number): number => {
+      set(REG.secondsAlarm, alarm);
+      let best = Number.POSITIVE_INFINITY;
+      for (let run = 0; run < 5; run++) {
+        const start = performance.now();
+        for (let i = 0; i < 200; i++) rtc.read(1);
+        best = Math.min(best, performance.now() - start);
+      }
+      clock.advance(SECOND);
+      return best;
+    };
+    // A second that never comes, beside one that does.
+    const possible = cost(0x57);
+    expect(cost(0x7f)).toBeLessThan(50 * possible + 1);
+  });
+
+  it('goes on when the periodic tick falls on a time that nanoseconds cannot tell apart', () => {
+    const { set, get, clock, irq } = rig();
+    clock.advance(3_629_194_026_803_951);
+    for (const rate of [0x23, 0x24, 0x26]) {
+      set(REG.a, rate);
+      set(REG.b, B.hours24 | B.periodicEnable);
+      for (let i = 0; i < 2000; i++) {
+        clock.advance(61_037);
+        get(REG.c);
+      }
+    }
+    expect(irq.rises).toBeGreaterThan(1000);
+  });
+
   it('never gives an alarm at an impossible time', () => {
     const { clock, irq, set } = rig();
     set(REG.hoursAlarm, 0x25);

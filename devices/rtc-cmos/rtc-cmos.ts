@@ -287,7 +287,9 @@ export class RtcCmos implements Device<RtcState>, IoRegion {
     this.#armSecondTimer(enabled & ~flags);
     const period = this.#periodNs();
     if ((enabled & ~flags & C.periodic) !== 0 && period !== undefined) {
-      this.#periodicTimer.arm(Math.ceil(this.#periodicAtNs + period));
+      // After some weeks nanoseconds are too coarse for the fractions of a period: never now, or it fires for ever.
+      const next = Math.ceil(this.#periodicAtNs + period);
+      this.#periodicTimer.arm(Math.max(next, Math.floor(this.#clock.nowNs()) + 1));
     } else {
       this.#periodicTimer.cancel();
     }
@@ -323,6 +325,8 @@ export class RtcCmos implements Device<RtcState>, IoRegion {
     const hours = this.#alarm(REG.hoursAlarm);
     const minutes = this.#alarm(REG.minutesAlarm);
     const seconds = this.#alarm(REG.secondsAlarm);
+    // Not a search through all of a day, which a guest could have made at each of its accesses.
+    if (hours > 23 || minutes > 59 || seconds > 59) return undefined;
     let at = second + 1;
     while (at <= second + DAY_SECONDS) {
       const inDay = ((at % DAY_SECONDS) + DAY_SECONDS) % DAY_SECONDS;
