@@ -69,6 +69,21 @@ describe('IoBus', () => {
     bus.write(0x1000, 4, 4);
     expect(second.log.at(-1)).toBe('w4@128=4');
   });
+
+  it('lets the lower rank win where two overlap, in whichever order they were mapped', () => {
+    for (const order of [
+      [0, 9, 12],
+      [12, 9, 0],
+      [9, 0, 12],
+    ]) {
+      const bus = new IoBus('mmio');
+      const mapped = order.map((rank) => bus.map(0x1000, 16, new Recorder(`${rank}`), rank));
+      expect(bus.mappings.map(({ rank }) => rank)).toEqual([0, 9, 12]);
+      bus.write(0x1000, 1, 7);
+      const logs = mapped.map(({ region }) => (region as Recorder).log.length);
+      expect(logs).toEqual(order.map((rank) => (rank === 0 ? 1 : 0)));
+    }
+  });
 });
 
 describe('SharedIrqLine', () => {

@@ -27,6 +27,8 @@ export interface Mapping {
   readonly base: number;
   readonly length: number;
   readonly region: IoRegion;
+  /** Who answers where mappings overlap: the lower rank. */
+  readonly rank: number;
   /** Takes the region off the bus; a second call does nothing. */
   unmap(): void;
 }
@@ -50,26 +52,29 @@ export class IoBus {
   }
 
   /**
-   * Puts `region` at [base, base + length). Where regions overlap (a guest may move a BAR onto another
-   * device) the one mapped first keeps answering, and the later one shows where the first is taken off.
+   * Puts `region` at [base, base + length). Where regions overlap (a guest may move a BAR onto another device) the one
+   * of the lower `rank` answers, of the same rank the one mapped first; the other shows where that is taken off. What a
+   * guest moves has ranks of its own: the order of its moves is in no saved state, and must not matter after a restore.
    */
-  map(base: number, length: number, region: IoRegion): Mapping {
+  map(base: number, length: number, region: IoRegion, rank = 0): Mapping {
     assert(base >= 0 && length > 0, `${region.name}: mapping has a length`);
     const mapping: Mapping = {
       base,
       length,
       region,
+      rank,
       unmap: () => {
         this.#mappings = this.#mappings.filter((other) => other !== mapping);
         this.#rebuild();
       },
     };
-    this.#mappings.push(mapping);
+    const behind = this.#mappings.findIndex((other) => other.rank > rank);
+    this.#mappings.splice(behind < 0 ? this.#mappings.length : behind, 0, mapping);
     this.#rebuild();
     return mapping;
   }
 
-  /** The mappings, in the order they were made. */
+  /** The mappings, by rank and then in the order they were made. */
   get mappings(): readonly Mapping[] {
     return this.#mappings;
   }

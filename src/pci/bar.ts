@@ -100,7 +100,7 @@ export class Bar {
   update(
     config: Uint8Array,
     command: number,
-    buses: { readonly mmio: IoBus; readonly ports: IoBus },
+    place: { readonly mmio: IoBus; readonly ports: IoBus; readonly rank: number },
   ): void {
     const base = this.#decoded(config, command);
     if (base === this.base) return;
@@ -108,7 +108,12 @@ export class Bar {
     this.#mapping =
       base === undefined
         ? undefined
-        : (this.kind === 'io' ? buses.ports : buses.mmio).map(base, this.sizeBytes, this.#region);
+        : (this.kind === 'io' ? place.ports : place.mmio).map(
+            base,
+            this.sizeBytes,
+            this.#region,
+            place.rank + this.index,
+          );
     this.#moved?.(base);
   }
 

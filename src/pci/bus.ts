@@ -93,7 +93,9 @@ export class PciBus implements Device<PciBusState> {
     const { mmio, ports, msi } = this.#options;
     const pin = fn.interruptPin;
     const intx = pin === 0 ? NO_LINE : this.#lines[intxLineOf(slot, pin)]!.source();
-    fn.attach({ mmio, ports, msi, intx });
+    // Fixed devices come before all functions, and these in the order of their places.
+    const rank = 8 * (1 + slot * FUNCTIONS_PER_SLOT + index);
+    fn.attach({ mmio, ports, msi, rank, intx });
     return slot;
   }
 

@@ -70,6 +70,8 @@ export interface PciEnvironment {
   readonly mmio: IoBus;
   readonly ports: IoBus;
   readonly msi: MsiController;
+  /** Of its BARs among those that overlap: this and the next six are the function's ({@link IoBus.map}). */
+  readonly rank: number;
   /** The line of the function's pin; low at first. */
   readonly intx: IrqLine;
 }
