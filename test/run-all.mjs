@@ -69,13 +69,17 @@ function suite(config, label) {
   };
 }
 
-async function lab() {
-  const file = join(work, 'lab-counts.json');
-  const env = { TSVMM_TEST_COUNTS: file };
-  await node([join(root, 'dist/test/lab/run-tests.js')], env, 4 * partLimitMs);
-  return existsSync(file)
-    ? JSON.parse(readFileSync(file, 'utf8'))
-    : { passed: 0, failed: 1, skipped: 0 };
+/** A compiled program that writes its counts to the file that TSVMM_TEST_COUNTS names. */
+function program(path, args, limitMs = partLimitMs) {
+  return async () => {
+    const file = join(work, 'counts.json');
+    rmSync(file, { force: true });
+    const command = ['--enable-source-maps', join(root, path), ...args];
+    await node(command, { TSVMM_TEST_COUNTS: file }, limitMs);
+    return existsSync(file)
+      ? JSON.parse(readFileSync(file, 'utf8'))
+      : { passed: 0, failed: 1, skipped: 0 };
+  };
 }
 
 const parts = [
@@ -84,8 +88,9 @@ const parts = [
   ['lint', check(join(modules, '@biomejs/biome/bin/biome'), 'check', '.')],
   ['unit', suite('vitest.config.ts', 'unit')],
   ['guest', suite('vitest.guest.config.ts', 'guest')],
+  ['fuzz', program('dist/test/fuzz/main.js', ['--seconds=5', '--jobs=2'])],
   ['pack', suite('vitest.pack.config.ts', 'pack')],
-  ['lab', lab],
+  ['lab', program('dist/test/lab/run-tests.js', [], 4 * partLimitMs)],
 ];
 
 const wanted = process.argv.slice(2);
