@@ -163,11 +163,18 @@ describe('VirtioNet configuration', () => {
 
   it('asks the guest to announce itself until it has', () => {
     const w = started();
-    w.device.announce();
+    expect(w.device.announce()).toBe(true);
     expect(w.driver.config(NET_CONFIG.status, 2)).toBe(3);
     expect(w.board.msi.take()).toEqual(['fee00000:40']);
     expect(command(w, CONTROL.announce, 0)).toBe(0);
     expect(w.driver.config(NET_CONFIG.status, 2)).toBe(1);
+    // State stands still while paused.
+    w.fn.pause();
+    w.board.msi.take();
+    expect(w.device.announce()).toBe(true);
+    expect([w.driver.config(NET_CONFIG.status, 2), w.board.msi.take()]).toEqual([1, []]);
+    w.fn.reset();
+    expect(w.device.announce()).toBe(false);
   });
 });
 

@@ -173,13 +173,16 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
 
   /**
    * Asks the guest to tell its network where it is now (5.1.6.5.4): after a takeover or migration.
-   * Does nothing for a driver that cannot.
+   * Does nothing for a driver that cannot, and while the machine stands still.
+   * @returns whether the driver has agreed to do it
    */
-  announce(): void {
+  announce(): boolean {
     const { features } = this.#live;
-    if (!hasFeature(features, NET_FEATURE.guestAnnounce)) return;
+    if (!hasFeature(features, NET_FEATURE.guestAnnounce)) return false;
+    if (this.#paused) return true;
     this.config[NET_CONFIG.status]! |= NET_STATUS.announce;
     this.#live.configChanged();
+    return true;
   }
 
   // What the transport asks.

@@ -253,7 +253,6 @@ async function takeOver(
   const repeated = replay.count;
   replay.replay(outputs.replaySink(guest.replayWrite));
   outputs.released();
-  for (const { backend, mac } of devices.nets) announce(backend, mac);
   const shell: PrimaryShell = protect(
     {
       machine,
@@ -280,6 +279,14 @@ async function takeOver(
   setHandler(controlHandler(machine, shell), () => endGuest(machine, shell));
   machine.start();
   shell.start();
+  const announcements = devices.nets.map(({ backend, mac }, i) =>
+    announce({
+      backend,
+      mac,
+      addresses: takeover.store.addresses.of(outputs.netDevice(i)),
+      askGuest: () => machine.board.nets[i]!.announce(),
+    }),
+  );
   const ms = (ns: number): string => `${(ns / 1e6).toFixed(0)} ms`;
   const toAuthority =
     takeover.lostNs === undefined ? '' : `${ms(takeover.lostNs)} from the loss to authority, `;
@@ -289,6 +296,7 @@ async function takeOver(
   );
   const outcome = await machine.finished;
   signals.release();
+  for (const end of announcements) end();
   shell.close();
   await built.dispose();
   return signals.status ?? statusOf(outcome);

@@ -36,7 +36,13 @@ import {
   ramPieces,
 } from './layout.ts';
 import { kvmMsiController } from './msi.ts';
-import { addPciDevices, type DiskPart, type NetPart, type PciDevices } from './pci-devices.ts';
+import {
+  addPciDevices,
+  type DiskPart,
+  type NetPart,
+  type PciDevices,
+  type PlacedNet,
+} from './pci-devices.ts';
 import { addPlatform } from './platform.ts';
 
 /** The outside that a board is connected to. */
@@ -57,6 +63,8 @@ export class Board {
   readonly pci: PciBus;
   /** Every device, in the order in which state is saved. */
   readonly devices: readonly Device[];
+  /** The network cards, as listed in {@link BoardParts}. */
+  readonly nets: readonly PlacedNet[];
   readonly #machine: BoardHost;
   readonly #acpiPm: AcpiPm;
   readonly #pciHost: PciHost;
@@ -104,6 +112,7 @@ export class Board {
     const content = this.#fwCfgContent(added);
     const fwCfg = new FwCfg({ id: 'fw-cfg', content, memory, clock, log });
     this.ports.map(PORT.fwCfg, FW_CFG_PORTS, fwCfg);
+    this.nets = added.nets;
     this.devices = [...platform.devices, this.pci, this.#pciHost, fwCfg, ...added.devices];
     for (const device of this.devices) device.reset();
   }

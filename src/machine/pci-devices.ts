@@ -41,12 +41,18 @@ export interface Placed {
   readonly firmwarePath: string;
 }
 
+/** A network card that was put on the bus. */
+export interface PlacedNet extends Placed {
+  /** Asks the guest to tell its network where it is. @returns whether its driver can */
+  announce(): boolean;
+}
+
 /** What was put on the bus. */
 export interface PciDevices {
   /** In the order in which state is saved. */
   readonly devices: readonly Device[];
   readonly disks: readonly Placed[];
-  readonly nets: readonly Placed[];
+  readonly nets: readonly PlacedNet[];
 }
 
 /** Makes the devices and puts them on `bus`. @throws VmmError `PCI_BUS_FULL` */
@@ -73,11 +79,16 @@ export function addPciDevices(
     return { slot, firmwarePath: `/pci@i0cf8/scsi@${slot.toString(16)}/disk@0,0` };
   });
   const placedNets = nets.map(({ id, backend, model, mac, rom }) => {
-    const slot =
-      model === 'e1000'
-        ? add(new E1000Device({ id, mac, memory, backend, clock, log, ...(rom && { rom }) }))
-        : addVirtio(new VirtioNet({ id, memory, backend, clock, mac }), rom);
-    return { slot, firmwarePath: `/pci@i0cf8/ethernet@${slot.toString(16)}` };
+    let announce = (): boolean => false;
+    let slot: number;
+    if (model === 'e1000') {
+      slot = add(new E1000Device({ id, mac, memory, backend, clock, log, ...(rom && { rom }) }));
+    } else {
+      const device = new VirtioNet({ id, memory, backend, clock, mac });
+      announce = () => device.announce();
+      slot = addVirtio(device, rom);
+    }
+    return { slot, firmwarePath: `/pci@i0cf8/ethernet@${slot.toString(16)}`, announce };
   });
   addVirtio(new VirtioRng({ id: 'rng0', memory, clock, entropy }));
   return { devices, disks: placedDisks, nets: placedNets };

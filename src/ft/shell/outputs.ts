@@ -66,6 +66,11 @@ export class Outputs implements TapSink {
     this.disks = backends.disks.map((inner) => new TappedBlock(inner, this.tap, device++, events));
   }
 
+  /** Device number of the network card with this index, in the tap and its log. */
+  netDevice(index: number): number {
+    return this.consoles.length + index;
+  }
+
   /** Connects the primary that decides about the tap. */
   setEvents(events: OutputEvents): void {
     this.#events = events;

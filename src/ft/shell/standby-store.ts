@@ -16,6 +16,7 @@ import { PAGES_VERSION } from '../wire/page-stream.ts';
 import { SectionReader } from '../wire/sections.ts';
 import { SECTION } from '../wire/spec.ts';
 import type { ReplicatedGuest } from './guest.ts';
+import { GuestAddresses } from './guest-addresses.ts';
 import { CONTAINER_VERSION, LOG_VERSION } from './page-sender.ts';
 
 interface Staged {
@@ -36,6 +37,8 @@ export class StandbyStore {
   readonly replay: TapReplay;
   /** The guest's disks of which this host has a copy of its own. */
   readonly disks: ReplicaDisks | undefined;
+  /** What the guest's cards answer for, as far as its frames have told. */
+  readonly addresses = new GuestAddresses();
   readonly #guest: ReplicatedGuest;
   readonly #io: NativeIo;
   readonly #frames: number;
@@ -220,6 +223,7 @@ export class StandbyStore {
     this.#guest.map.scatter(pages, pages.length, content);
     this.#container = container;
     this.replay.apply(log, 0, log.length);
+    this.addresses.learnLog(log);
     this.#staged.delete(id);
     this.appliedAtNs = nowNs;
   }
