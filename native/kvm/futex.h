@@ -38,21 +38,31 @@ inline uint64_t NowNs() {
 inline void CpuRelax() { _mm_pause(); }
 
 // Notices that spinning threads are taken off their CPUs: somebody else wants to run there, and spinning
-// only makes the partner wait. Shared by both sides of a hand-over; any thread may call.
+// only makes the partner wait. Shared by both sides of a hand-over; any thread may call. Spinning is tried
+// again after a pause, which is the longer the sooner the last trial failed.
 class Contention {
  public:
   bool Recent(uint64_t now) const { return now < until_.load(std::memory_order_relaxed); }
   // Two looks at the clock in one spin loop. True if the thread was away in between.
   bool Looked(uint64_t before, uint64_t now) {
     if (now - before < kAwayNs) return false;
-    until_.store(now + kPauseNs, std::memory_order_relaxed);
+    const uint64_t until = until_.load(std::memory_order_relaxed);
+    const uint64_t pause = pause_.load(std::memory_order_relaxed);
+    if (now >= until) {
+      // A trial that held for less than its pause was none.
+      const uint64_t next = now - until < pause ? pause * 2 : kPauseMinNs;
+      pause_.store(next < kPauseMaxNs ? next : kPauseMaxNs, std::memory_order_relaxed);
+      until_.store(now + pause_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    }
     return true;
   }
 
  private:
   static constexpr uint64_t kAwayNs = 100000;
-  static constexpr uint64_t kPauseNs = 20000000;
+  static constexpr uint64_t kPauseMinNs = 20000000;
+  static constexpr uint64_t kPauseMaxNs = 640000000;
   std::atomic<uint64_t> until_{0};
+  std::atomic<uint64_t> pause_{kPauseMinNs};
 };
 
 }  // namespace tsvmm

@@ -12,6 +12,7 @@ namespace {
 constexpr uint64_t kSliceNs = 10000;
 // Shortest polling session, so that a guest that becomes busy again is noticed.
 constexpr uint64_t kSessionMinNs = 5000;
+constexpr uint64_t kReviewMs = 10;
 
 }  // namespace
 
@@ -28,11 +29,14 @@ LoopPoller* LoopPoller::Create(napi_env env, LoopClient* client) {
     return nullptr;
   }
   uv_idle_init(loop, &poller->idle_);
+  uv_timer_init(loop, &poller->review_);
   poller->async_.data = poller;
   poller->idle_.data = poller;
-  poller->openHandles_ = 2;
+  poller->review_.data = poller;
+  poller->openHandles_ = 3;
   uv_unref(reinterpret_cast<uv_handle_t*>(&poller->async_));
   uv_unref(reinterpret_cast<uv_handle_t*>(&poller->idle_));
+  uv_unref(reinterpret_cast<uv_handle_t*>(&poller->review_));
   napi_add_async_cleanup_hook(
       env,
       [](napi_async_cleanup_hook_handle, void* data) {
@@ -61,6 +65,7 @@ void LoopPoller::Close() {
   auto closed = [](uv_handle_t* handle) { static_cast<LoopPoller*>(handle->data)->HandleClosed(); };
   uv_close(reinterpret_cast<uv_handle_t*>(&async_), closed);
   uv_close(reinterpret_cast<uv_handle_t*>(&idle_), closed);
+  uv_close(reinterpret_cast<uv_handle_t*>(&review_), closed);
 }
 
 void LoopPoller::HandleClosed() {
@@ -83,6 +88,15 @@ void LoopPoller::OnWake() {
 
 void LoopPoller::Busy() {
   lastExitNs_ = NowNs();
+  if (client_->HasNear() && uv_is_active(reinterpret_cast<uv_handle_t*>(&review_)) == 0) {
+    uv_timer_start(
+        &review_,
+        [](uv_timer_t* handle) {
+          auto* self = static_cast<LoopPoller*>(handle->data);
+          if (self->closing_ || !self->client_->Review()) uv_timer_stop(handle);
+        },
+        kReviewMs, kReviewMs);
+  }
   if (client_->LoopSpinNs() == 0 || client_->SpinContention().Recent(lastExitNs_)) {
     Sleep();
     return;

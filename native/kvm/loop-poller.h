@@ -22,6 +22,9 @@ class LoopClient {
   // Upper bound of polling after the last exit; 0: none.
   virtual uint64_t LoopSpinNs() = 0;
   virtual Contention& SpinContention() = 0;
+  // A vCPU shares this thread's CPU, and Review wants to be called now and then until it says false.
+  virtual bool HasNear() = 0;
+  virtual bool Review() = 0;
   // The environment ends: stop everything now. Must lead to Close.
   virtual void EnvironmentEnds() = 0;
 };
@@ -55,6 +58,7 @@ class LoopPoller {
   LoopClient* client_ = nullptr;
   uv_async_t async_{};
   uv_idle_t idle_{};
+  uv_timer_t review_{};
   napi_async_cleanup_hook_handle hook_ = nullptr;
   std::atomic<bool> sleeping_{true};
   int openHandles_ = 0;

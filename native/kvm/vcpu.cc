@@ -108,7 +108,13 @@ void Vcpu::Join() {
   thread_.join();
 }
 
+bool Vcpu::Place(const cpu_set_t& cpus) {
+  const int tid = tid_.load();
+  return tid != 0 && sched_setaffinity(tid, sizeof cpus, &cpus) == 0;
+}
+
 void Vcpu::ThreadMain() {
+  tid_.store(static_cast<int>(gettid()));
   currentRun = run_;
   char name[16];
   std::snprintf(name, sizeof name, "vcpu-%u", index_);
@@ -156,6 +162,7 @@ void Vcpu::ThreadMain() {
     TakeAnswer();
   }
   threads.fetch_sub(1);
+  tid_.store(0);
   state.store(kExited);
   FutexWake(state);
   vm_.NotifyFromVcpu();
@@ -286,15 +293,19 @@ void Vcpu::TakeAnswer() {
 
 bool Vcpu::PostAndWait() {
   exits.fetch_add(1, std::memory_order_relaxed);
-  state.store(kPosted);
-  vm_.NotifyFromVcpu();
+  const uint64_t start = NowNs();
+  const uint64_t guest = guestNs_.load(std::memory_order_relaxed);
+  guestNs_.store(guest - guest / 8 + std::min(start - resumedNs_, kGuestMaxNs) / 8, std::memory_order_relaxed);
   uint64_t maxNs = vm_.spins() ? vm_.vcpuSpinNs.load(std::memory_order_relaxed) : 0;
-  if (maxNs > 0 && vm_.contention.Recent(NowNs())) maxNs = 0;
+  if (near.load(std::memory_order_relaxed) || vm_.contention.Recent(start)) maxNs = 0;
+  // What will sleep says so before the loop looks.
+  state.store(maxNs > 0 ? kPosted : kPostedAsleep);
+  vm_.NotifyFromVcpu();
+  uint64_t answered = 0;
   if (maxNs > 0) {
     // Twice the usual wait, within bounds; a short look even when waits have been long, to notice change.
     const uint64_t usual = averageWaitNs_ * 2;
     const uint64_t budget = usual <= maxNs ? std::max<uint64_t>(usual, 5000) : std::min<uint64_t>(maxNs, 5000);
-    const uint64_t start = NowNs();
     uint64_t now = start;
     bool hit = false;
     do {
@@ -322,13 +333,13 @@ bool Vcpu::PostAndWait() {
     const uint64_t waited = std::min<uint64_t>(now - start, maxNs * 4);
     averageWaitNs_ += waited / 8;
     averageWaitNs_ -= averageWaitNs_ / 8;
+    answered = now;
   } else {
-    uint32_t expected = kPosted;
-    if (state.compare_exchange_strong(expected, kPostedAsleep)) {
-      sleeps.fetch_add(1, std::memory_order_relaxed);
-      while (state.load() == kPostedAsleep && !vm_.stop.load()) FutexWait(state, kPostedAsleep, -1);
-    }
+    sleeps.fetch_add(1, std::memory_order_relaxed);
+    while (state.load() == kPostedAsleep && !vm_.stop.load()) FutexWait(state, kPostedAsleep, -1);
+    answered = NowNs();
   }
+  resumedNs_ = answered;
   if (vm_.stop.load()) return false;
   state.store(kRunning);
   return true;

@@ -11,6 +11,7 @@
 
 #include "kvm-api.h"
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstddef>
@@ -97,6 +98,11 @@ class Vcpu {
     return s == kPosted || s == kPostedAsleep;
   }
 
+  // Where the thread may run. Cheap while it sleeps.
+  bool Place(const cpu_set_t& cpus);
+  // Usual time in the guest between two exits. Any thread.
+  uint64_t GuestNs() const { return guestNs_.load(std::memory_order_relaxed); }
+
   int fd() const { return fd_.get(); }
   kvm_run* run() const { return run_; }
   ExitSlot* slot() const { return slot_; }
@@ -110,6 +116,8 @@ class Vcpu {
   bool open = false;
   // JavaScript thread only: a terminal exit to be completed by the next resume.
   bool completeOnResume = false;
+  // It shares the CPU of the JavaScript thread: spinning would keep that from answering.
+  std::atomic<bool> near{false};
   std::atomic<uint64_t> spinHits{0};
   std::atomic<uint64_t> sleeps{0};
   std::atomic<uint64_t> exits{0};
@@ -123,6 +131,9 @@ class Vcpu {
   bool PostAndWait();
   void Park();
 
+  // One long run in the guest counts as this.
+  static constexpr uint64_t kGuestMaxNs = 200000;
+
   Vm& vm_;
   uint32_t index_;
   ExitSlot* slot_;
@@ -131,6 +142,9 @@ class Vcpu {
   size_t runBytes_ = 0;
   std::thread thread_;
   uint64_t averageWaitNs_ = 20000;
+  uint64_t resumedNs_ = 0;
+  std::atomic<uint64_t> guestNs_{kGuestMaxNs};
+  std::atomic<int> tid_{0};
 };
 
 // Installs the kick signal's handler (once per process) and blocks the signal on the calling thread.

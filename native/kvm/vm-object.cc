@@ -207,6 +207,8 @@ void VmObject::RunQueued() {
 bool VmObject::HasPosted() { return vm_->HasPosted(); }
 uint64_t VmObject::LoopSpinNs() { return vm_->loopSpinNs(); }
 Contention& VmObject::SpinContention() { return vm_->contention; }
+bool VmObject::HasNear() { return vm_->HasNear(); }
+bool VmObject::Review() { return vm_->ReviewPlaces(); }
 
 // Memory.
 

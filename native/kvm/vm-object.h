@@ -45,6 +45,8 @@ class VmObject : public Napi::ObjectWrap<VmObject>, private ExitSink, private Lo
   bool HasPosted() override;
   uint64_t LoopSpinNs() override;
   Contention& SpinContention() override;
+  bool HasNear() override;
+  bool Review() override;
   void EnvironmentEnds() override;
 
   Napi::Value Call(const Napi::FunctionReference& function, uint32_t argument);

@@ -19,6 +19,18 @@ namespace {
 constexpr uint64_t kHugePage = 2 * 1024 * 1024;
 constexpr uint64_t kLongPauseNs = 1000000000;
 
+// A vCPU exits often when it runs for less than this in between.
+constexpr uint64_t kOftenNs = 60000;
+// So many such exits in turn whose vCPU fell asleep, before it shares the loop's CPU.
+constexpr uint32_t kSlowExits = 16;
+// How long it does, before spinning is tried again: longer each time the trial fails.
+constexpr uint64_t kNearMinNs = 100000000;
+constexpr uint64_t kNearMaxNs = 3200000000;
+// A trial has not failed after so many exits without sleep.
+constexpr uint32_t kQuickExits = 5000;
+// Without an exit for so long, it may run elsewhere.
+constexpr uint64_t kNearQuietNs = 5000000;
+
 uint32_t AllowedCpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -110,6 +122,7 @@ void Vm::Destroy() {
   destroyed_ = true;
   stop.store(true);
   for (auto& vcpu : vcpus_) vcpu->Join();
+  EndNear();
   ring_ = nullptr;
   vcpus_.clear();
   for (auto& [id, slot] : slots_) memory_->Remove(slot.config.guestPhys);
@@ -316,7 +329,69 @@ bool Vm::HasPosted() const {
   return false;
 }
 
+bool PlaceThisThread(const cpu_set_t& set) { return sched_setaffinity(0, sizeof set, &set) == 0; }
+
+void Vm::ConsiderPlaces(Vcpu& vcpu) {
+  if (allowedCpus_ < 2) return;
+  const bool often = vcpu.GuestNs() < kOftenNs;
+  if (near_ == nullptr) {
+    const bool asleep = vcpu.state.load(std::memory_order_relaxed) == kPostedAsleep;
+    slowExits_ = asleep && often ? slowExits_ + 1 : slowExits_ / 2;
+    if (slowExits_ < kSlowExits) {
+      if (!asleep && ++quickExits_ > kQuickExits) nearForNs_ = kNearMinNs;
+      return;
+    }
+    slowExits_ = 0;
+    for (const auto& other : vcpus_) {
+      if (other.get() != &vcpu && other->GuestNs() < kOftenNs) return;
+    }
+    StartNear(vcpu);
+    return;
+  }
+  const uint64_t now = NowNs();
+  if (&vcpu == near_) {
+    nearExitNs_ = now;
+    if (often && now < nearUntilNs_) return;
+  } else if (!often) {
+    return;
+  }
+  EndNear();
+}
+
+void Vm::StartNear(Vcpu& vcpu) {
+  const int cpu = sched_getcpu();
+  if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof loopHome_, &loopHome_) != 0) return;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  if (!vcpu.Place(one)) return;
+  if (!PlaceThisThread(one)) {
+    vcpu.Place(loopHome_);
+    return;
+  }
+  near_ = &vcpu;
+  nearExitNs_ = NowNs();
+  nearUntilNs_ = nearExitNs_ + nearForNs_;
+  nearForNs_ = std::min(nearForNs_ * 2, kNearMaxNs);
+  quickExits_ = 0;
+  vcpu.near.store(true, std::memory_order_relaxed);
+}
+
+void Vm::EndNear() {
+  if (near_ == nullptr) return;
+  near_->near.store(false, std::memory_order_relaxed);
+  near_->Place(loopHome_);
+  near_ = nullptr;
+  PlaceThisThread(loopHome_);
+}
+
+bool Vm::ReviewPlaces() {
+  if (near_ != nullptr && NowNs() - nearExitNs_ > kNearQuietNs) EndNear();
+  return near_ != nullptr;
+}
+
 bool Vm::Deliver(Vcpu& vcpu) {
+  ConsiderPlaces(vcpu);
   if (ring_ != nullptr && __atomic_load_n(&ring_->first, __ATOMIC_RELAXED) != __atomic_load_n(&ring_->last, __ATOMIC_ACQUIRE)) {
     DrainCoalesced();
   }

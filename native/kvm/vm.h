@@ -100,6 +100,9 @@ class Vm {
   uint32_t DeliverPosted();
   // True if DeliverPosted would deliver something.
   bool HasPosted() const;
+  // Lets the vCPU that shares the loop's CPU go when it has not exited for a while; false when none does.
+  bool ReviewPlaces();
+  bool HasNear() const { return near_ != nullptr; }
   void Pause(bool leaveOutOpen, uint64_t timeoutMs);
   void Resume();
   bool paused() const { return paused_; }
@@ -131,7 +134,7 @@ class Vm {
   // A spinning thread that keeps its partner from running costs milliseconds: only with a CPU for each of
   // this process's vCPUs and for the loop. Any thread may ask.
   bool spins() const { return Vcpu::threads.load(std::memory_order_relaxed) + 1 <= allowedCpus_; }
-  uint64_t loopSpinNs() const { return spins() ? loopSpinNs_ : 0; }
+  uint64_t loopSpinNs() const { return spins() && near_ == nullptr ? loopSpinNs_ : 0; }
   uint64_t pauseTsc() const { return pauseTsc_; }
   // The clock MSRs were written: the guest continues from another time.
   void NoteStateReplaced() { stateReplaced_ = true; }
@@ -156,6 +159,13 @@ class Vm {
   void FetchLog(Slot& slot);
   // Delivers one posted exit; false if the sink left it open.
   bool Deliver(Vcpu& vcpu);
+  // Where the hand-over sleeps (no CPU is free to spin on, or waking takes longer than any spin), each exit costs
+  // two wake-ups of another CPU. A vCPU that hardly runs between its exits then shares the CPU of this thread:
+  // handing over is a switch of threads there, several times cheaper in a virtual machine. Spinning is tried again
+  // after a while. Only ever one vCPU: two on one CPU would wait for each other.
+  void ConsiderPlaces(Vcpu& vcpu);
+  void StartNear(Vcpu& vcpu);
+  void EndNear();
   void CancelPause();
   // The guest's watchdogs must not take a stop for a hang (KVM_KVMCLOCK_CTRL).
   void TellGuestsClock();
@@ -177,6 +187,13 @@ class Vm {
   uint64_t vcpuSpinWantedNs_ = 0;
   uint32_t allowedCpus_ = 1;
   bool started_ = false;
+  Vcpu* near_ = nullptr;  // shares the CPU of the JavaScript thread
+  cpu_set_t loopHome_{};
+  uint64_t nearExitNs_ = 0;
+  uint64_t nearUntilNs_ = 0;
+  uint64_t nearForNs_ = 100000000;
+  uint32_t slowExits_ = 0;
+  uint32_t quickExits_ = 0;
   bool paused_ = false;
   bool destroyed_ = false;
   bool drainingCoalesced_ = false;
