@@ -10,14 +10,20 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <sys/uio.h>
 
+#include <algorithm>
+#include <memory>
+
+#include "../kvm/memory-map.h"
 #include "args.h"
 
 namespace tsvmm::io {
 namespace {
 
 constexpr int kVnetHeaderBytes = 12;
+// Most pieces of one frame.
+constexpr int kPieces = 128;
 
 class TapDevice : public Napi::ObjectWrap<TapDevice> {
  public:
@@ -26,6 +32,8 @@ class TapDevice : public Napi::ObjectWrap<TapDevice> {
         env, "TapDevice",
         {InstanceAccessor<&TapDevice::Fd>("fd"), InstanceAccessor<&TapDevice::Name>("name"),
          InstanceMethod<&TapDevice::ReadBatch>("readBatch"), InstanceMethod<&TapDevice::WriteBatch>("writeBatch"),
+         InstanceMethod<&TapDevice::SetMemory>("setMemory"),
+         InstanceMethod<&TapDevice::WriteScattered>("writeScattered"),
          InstanceMethod<&TapDevice::SetOffload>("setOffload"), InstanceMethod<&TapDevice::GetMac>("getMac"),
          InstanceMethod<&TapDevice::SetMac>("setMac"), InstanceMethod<&TapDevice::GetMtu>("getMtu"),
          InstanceMethod<&TapDevice::SetMtu>("setMtu"), InstanceMethod<&TapDevice::GetFlags>("getFlags"),
@@ -124,20 +132,75 @@ class TapDevice : public Napi::ObjectWrap<TapDevice> {
     for (size_t i = from; i < from + count; i++) {
       CheckSlice(env, offsets.data[i], lengths.data[i], bytes.length, "bytes");
     }
+    const int64_t done = WriteAll(count, [&](size_t i) {
+      return write(fd_, bytes.data + offsets.data[from + i], lengths.data[from + i]);
+    });
+    return Napi::Number::New(env, static_cast<double>(done));
+  }
+
+  // Calls `one(i)` for each entry until the queue is full.
+  template <typename Fn>
+  static int64_t WriteAll(size_t count, Fn one) {
     size_t done = 0;
     while (done < count) {
-      const ssize_t n = write(fd_, bytes.data + offsets.data[from + done], lengths.data[from + done]);
-      if (n < 0) {
+      if (one(done) < 0) {
         const int error = errno;
         if (error == EINTR) continue;
         if (error == EAGAIN || error == ENOBUFS) break;
         // EINVAL, ENOMEM, EIO (interface down): this frame is lost, as on a wire. EBADFD: the interface is gone.
-        if (error == EBADFD || error == EBADF) {
-          return Napi::Number::New(env, done > 0 ? static_cast<double>(done) : -error);
-        }
+        if (error == EBADFD || error == EBADF) return done > 0 ? static_cast<int64_t>(done) : -error;
       }
       done++;
     }
+    return static_cast<int64_t>(done);
+  }
+
+  // setMemory(memoryMap): the guest memory that writeScattered reads.
+  void SetMemory(const Napi::CallbackInfo& info) { memory_ = UnwrapMemoryMap(info.Env(), info[0]); }
+
+  // writeScattered(bytes, offsets, lengths, from, count, tailAddresses, tailLengths, tailEnds): as writeBatch; entry i goes on
+  // with segments [tailEnds[i - 1], tailEnds[i]) of guest memory. One that is not memory, or has too many pieces, is lost.
+  Napi::Value WriteScattered(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const auto bytes = ArrayArg<uint8_t>(info, 0, "bytes");
+    const auto offsets = ArrayArg<uint32_t>(info, 1, "offsets");
+    const auto lengths = ArrayArg<uint32_t>(info, 2, "lengths");
+    const auto from = static_cast<size_t>(IntArg(info, 3, "from", 0, INT32_MAX));
+    const auto count = static_cast<size_t>(IntArg(info, 4, "count", 0, INT32_MAX));
+    const auto addresses = ArrayArg<double>(info, 5, "tailAddresses");
+    const auto sizes = ArrayArg<uint32_t>(info, 6, "tailLengths");
+    const auto ends = ArrayArg<uint32_t>(info, 7, "tailEnds");
+    if (memory_ == nullptr) throw Napi::Error::New(env, "setMemory comes first");
+    CheckSlice(env, from, count, std::min({offsets.length, lengths.length, ends.length}), "offsets");
+    for (size_t i = from; i < from + count; i++) {
+      CheckSlice(env, offsets.data[i], lengths.data[i], bytes.length, "bytes");
+      const uint32_t first = i == 0 ? 0 : ends.data[i - 1];
+      if (first > ends.data[i]) throw Napi::RangeError::New(env, "tailEnds must not descend");
+      CheckSlice(env, first, ends.data[i] - first, std::min(addresses.length, sizes.length), "tailAddresses");
+      for (uint32_t k = first; k < ends.data[i]; k++) {
+        if (!(addresses.data[k] >= 0 && addresses.data[k] < static_cast<double>(kGuestPhysMax))) {
+          throw Napi::RangeError::New(env, "tailAddresses is out of range");
+        }
+      }
+    }
+    const int64_t done = WriteAll(count, [&](size_t i) -> ssize_t {
+      iovec iov[kPieces];
+      int pieces = 0;
+      bool fits = true;
+      iov[pieces++] = {bytes.data + offsets.data[from + i], lengths.data[from + i]};
+      const uint32_t first = from + i == 0 ? 0 : ends.data[from + i - 1];
+      for (uint32_t k = first; k < ends.data[from + i] && fits; k++) {
+        fits = memory_->ForEachSegment(static_cast<uint64_t>(addresses.data[k]), sizes.data[k], false,
+                                       [&](uint8_t* host, uint64_t length, const std::shared_ptr<Mapping>&) {
+                                         if (pieces < kPieces) iov[pieces] = {host, length};
+                                         pieces++;
+                                       }) &&
+               pieces <= kPieces;
+      }
+      if (fits) return writev(fd_, iov, pieces);
+      errno = EINVAL;
+      return -1;
+    });
     return Napi::Number::New(env, static_cast<double>(done));
   }
 
@@ -203,6 +266,7 @@ class TapDevice : public Napi::ObjectWrap<TapDevice> {
   int fd_ = -1;
   int socket_ = -1;
   std::string name_;
+  std::shared_ptr<MemoryMap> memory_;
 };
 
 }  // namespace

@@ -236,7 +236,11 @@ export async function openDevices(
   const netParts: NetPart[] = [];
   for (const { id, spec, model, mac, pcap } of nets) {
     const wallNs = (): number => machine.clock.wallNs();
-    const backend = await openNet({ native: io, log, wallNs }, spec, pcap);
+    const backend = await openNet(
+      { native: io, log, wallNs, memoryMap: ram.map.native },
+      spec,
+      pcap,
+    );
     closers.push(() => backend.close());
     netParts.push({ id, backend, model, mac, rom: bootRom(config, model, log) });
   }

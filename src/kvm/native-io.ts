@@ -47,6 +47,19 @@ export interface NativeTap {
     from: number,
     count: number,
   ): number;
+  /** Guest memory for {@link writeScattered}: `KvmMemoryMap.native`. */
+  setMemory(memoryMap: object): void;
+  /** As writeBatch; entry i goes on with the segments [tailEnds[i - 1], tailEnds[i]) of guest memory. */
+  writeScattered(
+    bytes: Uint8Array,
+    offsets: Uint32Array,
+    lengths: Uint32Array,
+    from: number,
+    count: number,
+    tailAddresses: Float64Array,
+    tailLengths: Uint32Array,
+    tailEnds: Uint32Array,
+  ): number;
   /** TUN_F_* bits that received frames may leave to the guest. */
   setOffload(bits: number): void;
   getMac(): Uint8Array;

@@ -32,13 +32,26 @@ export class FrameBatch {
   count = 0;
   /** First free byte of `bytes`. */
   used = 0;
+  /**
+   * Entries may go on in guest memory, for a backend that says {@link NetBackend.sendsGuestMemory}: entry i has the segments
+   * [tailEnds[i - 1], tailEnds[i]) behind its bytes here (from 0 for the first). Guest-physical addresses.
+   */
+  readonly tailAddresses: Float64Array<ArrayBuffer>;
+  readonly tailLengths: Uint32Array<ArrayBuffer>;
+  readonly tailEnds: Uint32Array<ArrayBuffer>;
+  /** Segments in use, of all entries. */
+  tailCount = 0;
 
   /**
    * @param maxFrames most entries
    * @param capacityBytes most bytes of all entries; at least {@link MAX_ENTRY_BYTES}
+   * @param tailSegments most segments in guest memory, of all entries
    */
-  constructor(maxFrames = 64, capacityBytes = 256 * 1024) {
+  constructor(maxFrames = 64, capacityBytes = 256 * 1024, tailSegments = 0) {
     assert(maxFrames > 0 && capacityBytes >= MAX_ENTRY_BYTES, 'a batch holds at least one frame');
+    this.tailAddresses = new Float64Array(tailSegments);
+    this.tailLengths = new Uint32Array(tailSegments);
+    this.tailEnds = new Uint32Array(tailSegments > 0 ? maxFrames : 0);
     this.bytes = new Uint8Array(capacityBytes);
     this.view = new DataView(this.bytes.buffer);
     this.offsets = new Uint32Array(maxFrames);
@@ -58,6 +71,7 @@ export class FrameBatch {
   clear(): void {
     this.count = 0;
     this.used = 0;
+    this.tailCount = 0;
   }
 
   /**
@@ -69,9 +83,18 @@ export class FrameBatch {
     const offset = this.used;
     this.offsets[this.count] = offset;
     this.lengths[this.count] = entryBytes;
+    if (this.tailEnds.length > 0) this.tailEnds[this.count] = this.tailCount;
     this.count++;
     this.used = offset + entryBytes;
     return offset;
+  }
+
+  /** Lets the last entry go on with `length` bytes of guest memory; there must be room for the segment. */
+  addTail(address: number, length: number): void {
+    assert(this.count > 0 && this.tailCount < this.tailAddresses.length, 'a tail has its place');
+    this.tailAddresses[this.tailCount] = address;
+    this.tailLengths[this.tailCount] = length;
+    this.tailEnds[this.count - 1] = ++this.tailCount;
   }
 
   /** Appends a frame (without header) behind an all-zero header; false when there is no room. */
@@ -118,6 +141,8 @@ export interface NetBackend {
   readonly info: NetInfo;
   /** Whether the other side is there (carrier). Frames sent while it is down are taken and lost, as on a cable. */
   readonly linkUp: boolean;
+  /** Whether {@link send} takes entries that go on in guest memory. Decorators, which look at frames, do not say so. */
+  readonly sendsGuestMemory?: boolean;
   /** Sets who receives events; nothing is received before. */
   setHandler(handler: NetHandler): void;
   /**

@@ -22,6 +22,19 @@ export interface NetNativeTap {
     from: number,
     count: number,
   ): number;
+  /** Guest memory for {@link writeScattered}: a `KvmMemoryMap.native`. */
+  setMemory(memoryMap: object): void;
+  /** As writeBatch; entry i goes on with the segments [tailEnds[i - 1], tailEnds[i]) of guest memory. */
+  writeScattered(
+    bytes: Uint8Array,
+    offsets: Uint32Array,
+    lengths: Uint32Array,
+    from: number,
+    count: number,
+    tailAddresses: Float64Array,
+    tailLengths: Uint32Array,
+    tailEnds: Uint32Array,
+  ): number;
   setOffload(bits: number): void;
   getMtu(): number;
   /** IFF_* bits, or -errno. */

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { MemoryLog, silentLog } from '../base/log.ts';
 import { Prng } from '../base/prng.ts';
+import { loadAddon } from '../kvm/addon.ts';
 import { loadNativeIo } from '../kvm/native-io.ts';
 import {
   FrameBatch,
@@ -415,6 +416,44 @@ describe.skipIf(!mayMakeTap())('tap (needs the right to make interfaces)', () =>
         (frame) => frame.readUInt16BE(12) === 0x0806 && frame.readUInt16BE(20) === 2,
       );
     });
+  });
+
+  it('sends frames that go on in guest memory, and checks where that is', async () => {
+    const { MemoryMap } = loadAddon() as {
+      MemoryMap: new () => { addRange(at: number, b: ArrayBuffer, o: number, n: number): void };
+    };
+    const map = new MemoryMap();
+    const guest = new Uint8Array(8192);
+    // Two ranges that touch: a segment may cross from one to the other.
+    map.addRange(0x10000, guest.buffer, 0, 4096);
+    map.addRange(0x11000, guest.buffer, 4096, 4096);
+    const tap = openTap(native, silentLog, {
+      ...{ name: 'tsvtest%d', create: true, watchMs: 20, memoryMap: map },
+    });
+    taps.push(tap);
+    const receiver = new Receiver(tap);
+    address(tap, '10.99.9.1/24');
+    const frame = arpRequest('10.99.9.2', '10.99.9.1');
+    guest.set(frame.subarray(14), 4096 - 10);
+    const batch = new FrameBatch(4, undefined, 8);
+    const put = (tail: number, bytes: number) => {
+      const at = batch.add(12 + 14);
+      batch.bytes.fill(0, at, at + 12);
+      batch.bytes.set(frame.subarray(0, 14), at + 12);
+      batch.addTail(tail, bytes);
+    };
+    // What is not memory is lost; what follows it is not.
+    put(0x4_0000, 20);
+    put(0x11000 - 10, frame.length - 14);
+    await receiver.until(() => {
+      expect(tap.send(batch, 1)).toBe(1);
+      expect(tap.send(batch, 0)).toBe(2);
+      return receiver.frames.some((f) => f.readUInt16BE(12) === 0x0806 && f.readUInt16BE(20) === 2);
+    });
+    batch.tailAddresses[0] = 2 ** 60;
+    expect(() => tap.send(batch, 0)).toThrow(RangeError);
+    batch.tailEnds[0] = 7;
+    expect(() => tap.send(batch, 0)).toThrow(RangeError);
   });
 
   it('stays quiet while receiving is disabled', async () => {

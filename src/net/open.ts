@@ -23,6 +23,8 @@ export type NetSpec =
 export interface NetParts {
   readonly native: NetNative;
   readonly log: Logger;
+  /** `KvmMemoryMap.native`: lets large frames leave without a copy. */
+  readonly memoryMap?: object;
   /** Wall-clock nanoseconds, for capture files. */
   readonly wallNs: () => number;
 }
@@ -47,7 +49,7 @@ async function openPlain(parts: NetParts, spec: NetSpec): Promise<NetBackend> {
   const { log } = parts;
   switch (spec.kind) {
     case 'tap':
-      return openTap(parts.native, log, { name: spec.name });
+      return openTap(parts.native, log, { name: spec.name, memoryMap: parts.memoryMap });
     case 'stream':
       return openStream(log, { address: spec.address, ...(spec.mode && { mode: spec.mode }) });
     case 'user':

@@ -24,6 +24,8 @@ export interface TapOptions {
   readonly create?: boolean;
   /** How often to look at the interface's state. Default 1000. */
   readonly watchMs?: number;
+  /** `KvmMemoryMap.native`: the backend then sends from guest memory too. */
+  readonly memoryMap?: object | undefined;
 }
 
 const READABLE = 1;
@@ -85,6 +87,8 @@ function tapError(options: TapOptions, error: unknown): unknown {
 export class TapBackend implements NetBackend {
   readonly info: NetInfo;
   linkUp = false;
+  readonly sendsGuestMemory: boolean;
+  readonly #memoryMap: object | undefined;
   readonly #native: NetNative;
   readonly #log: Logger;
   readonly #name: string;
@@ -100,6 +104,8 @@ export class TapBackend implements NetBackend {
   constructor(native: NetNative, log: Logger, options: TapOptions) {
     this.#native = native;
     this.#log = log;
+    this.#memoryMap = options.memoryMap;
+    this.sendsGuestMemory = options.memoryMap !== undefined;
     const tap = new native.TapDevice(options.name, options.create === true);
     this.#name = tap.name;
     try {
@@ -136,7 +142,20 @@ export class TapBackend implements NetBackend {
   send(batch: FrameBatch, from: number): number {
     const count = batch.count - from;
     if (this.#tap === undefined) return count;
-    const taken = this.#tap.writeBatch(batch.bytes, batch.offsets, batch.lengths, from, count);
+    const { bytes, offsets, lengths } = batch;
+    const taken =
+      batch.tailCount === 0
+        ? this.#tap.writeBatch(bytes, offsets, lengths, from, count)
+        : this.#tap.writeScattered(
+            bytes,
+            offsets,
+            lengths,
+            from,
+            count,
+            batch.tailAddresses,
+            batch.tailLengths,
+            batch.tailEnds,
+          );
     if (taken < 0) {
       this.#lost();
       return count;
@@ -188,6 +207,7 @@ export class TapBackend implements NetBackend {
 
   #attach(tap: NetNativeTap): void {
     this.#tap = tap;
+    if (this.#memoryMap !== undefined) tap.setMemory(this.#memoryMap);
     this.#poller = new this.#native.FdPoller(tap.fd, (events) => this.#event(events));
     this.#arm();
   }

@@ -8,6 +8,11 @@ import type { GuestMemory } from '../memory/guest-memory.ts';
 /** Most segments of one chain; a longer one is a fault of the guest. */
 export const CHAIN_MAX_SEGMENTS = 1024;
 
+/** What collects segments of guest memory. */
+export interface TailTarget {
+  addTail(address: number, length: number): void;
+}
+
 export class Chain {
   readonly addresses = new Float64Array(CHAIN_MAX_SEGMENTS);
   readonly lengths = new Uint32Array(CHAIN_MAX_SEGMENTS);
@@ -66,6 +71,20 @@ export class Chain {
    */
   write(memory: GuestMemory, skip: number, source: Uint8Array, at: number, length: number): number {
     return this.#copy(memory, this.readable, this.count, skip, source, at, length, true);
+  }
+
+  /** Lets the last entry of `batch` go on with the readable part from byte `skip` on. */
+  tailInto(batch: TailTarget, skip: number): void {
+    let before = skip;
+    for (let i = 0; i < this.readable; i++) {
+      const segment = this.lengths[i]!;
+      if (before < segment) {
+        batch.addTail(this.addresses[i]! + before, segment - before);
+        before = 0;
+      } else {
+        before -= segment;
+      }
+    }
   }
 
   /** Where byte `skip` of the writable part is; it must be there. */

@@ -1,4 +1,6 @@
 /** A network backend that a test drives by hand: nothing happens before {@link TestNet.pump}. */
+
+import type { GuestMemory } from '../../src/memory/guest-memory.ts';
 import {
   type FrameBatch,
   type NetBackend,
@@ -18,10 +20,18 @@ export class TestNet implements NetBackend {
   readonly incoming: Uint8Array[] = [];
   receiveEnabled = false;
   receiveOffloads = 0;
+  /** When set, frames may go on in this memory. */
+  memory: GuestMemory | undefined;
+  /** Segments of guest memory that were sent. */
+  tails = 0;
   #handler: NetHandler | undefined;
 
   constructor(info: Partial<NetInfo> = {}) {
     this.info = { name: 'test', sendOffloads: 0, receiveOffloads: 0, mtu: undefined, ...info };
+  }
+
+  get sendsGuestMemory(): boolean {
+    return this.memory !== undefined;
   }
 
   setHandler(handler: NetHandler): void {
@@ -32,9 +42,22 @@ export class TestNet implements NetBackend {
     let taken = 0;
     for (let i = from; i < batch.count && this.room > 0; i++, taken++, this.room--) {
       const at = batch.offsets[i]!;
-      this.sent.push(batch.bytes.slice(at, at + batch.lengths[i]!));
+      const entry = [...batch.bytes.subarray(at, at + batch.lengths[i]!)];
+      if (this.memory !== undefined) entry.push(...this.#tail(this.memory, batch, i));
+      this.sent.push(Uint8Array.from(entry));
     }
     return taken;
+  }
+
+  #tail(memory: GuestMemory, batch: FrameBatch, index: number): number[] {
+    const bytes: number[] = [];
+    for (let k = batch.tailEnds[index - 1] ?? 0; k < batch.tailEnds[index]!; k++) {
+      const segment = new Uint8Array(batch.tailLengths[k]!);
+      memory.read(batch.tailAddresses[k]!, segment);
+      bytes.push(...segment);
+      this.tails++;
+    }
+    return bytes;
   }
 
   receive(batch: FrameBatch, maxFrames: number): number {
