@@ -1,8 +1,10 @@
 /** Options of replication that `run` and `standby` share, and what both derive from them. */
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
+import type { Logger } from '../base/log.ts';
 import type { LivenessConfig } from '../ft/core/liveness.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
+import { EtcdArbiter } from '../ft/shell/etcd-arbiter.ts';
 import { readKey } from '../ft/shell/key.ts';
 import { FT_PORT } from '../ft/shell/link.ts';
 import { LockArbiter } from '../ft/shell/lock-arbiter.ts';
@@ -13,6 +15,7 @@ import { ARBITER, COMPRESSION, ON_PEER_LOSS, PROTOCOL, ROLE } from '../ft/wire/s
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
 import { cpuDigest } from '../machine/replicated-guest.ts';
+import { parseEtcd } from './etcd-options.ts';
 import { badOption } from './options.ts';
 
 /** Checkpoints on their way at the same time. */
@@ -21,6 +24,10 @@ const EPOCHS_IN_FLIGHT = 4;
 const TRANSACTION_SLACK = 256 * 2 ** 20;
 /** How long until an arbiter that refused or did not answer is asked again. */
 export const ARBITER_RETRY_NS = 25e6;
+
+/** Said at the start where there is no arbiter. */
+export const NO_ARBITER =
+  'without an arbiter, a broken link between the hosts looks like a dead host: whoever then orders a takeover must make sure that the other process is gone, or both run the guest';
 
 /** Heartbeats for a deadline of silence. */
 export function livenessFor(deadlineNs: number): LivenessConfig {
@@ -49,10 +56,14 @@ export function parseEndpoint(
 }
 
 /** Opens what `--ft-arbiter` names; undefined for none. @throws VmmError */
-export function openArbiter(io: NativeIo, value: string): Arbiter | undefined {
+export function openArbiter(io: NativeIo, log: Logger, value: string): Arbiter | undefined {
   if (value === 'none') return undefined;
   if (value.startsWith('lock:') && value.length > 5) return new LockArbiter(io, value.slice(5));
-  throw badOption('--ft-arbiter', value, 'is neither none nor lock:PATH');
+  if (value.startsWith('etcd:')) {
+    const nowNs = (): number => io.boottimeNs();
+    return new EtcdArbiter(parseEtcd(value), { nowNs, log, token: randomName(16) });
+  }
+  throw badOption('--ft-arbiter', value, 'is neither none nor lock:PATH nor etcd:URL[,URL...]');
 }
 
 /** Reads `--ft-key`, if given. */
@@ -70,22 +81,27 @@ export interface HelloParts {
   readonly machine: Machine;
   readonly role: keyof typeof ROLE;
   readonly onPeerLoss: keyof typeof ON_PEER_LOSS;
-  readonly hasArbiter: boolean;
+  readonly arbiter: Arbiter | undefined;
   readonly vm: string;
   readonly generation: number;
   /** SHA-256 of the machine's description. */
   readonly machineDigest: string;
 }
 
+function arbiterKind(arbiter: Arbiter | undefined): (typeof ARBITER)[keyof typeof ARBITER] {
+  if (arbiter === undefined) return ARBITER.none;
+  return arbiter.lease === undefined ? ARBITER.lock : ARBITER.lease;
+}
+
 /** The opening message of one end. */
 export function helloOf(parts: HelloParts): Hello {
-  const { machine, role, onPeerLoss, hasArbiter, vm, generation, machineDigest } = parts;
+  const { machine, role, onPeerLoss, arbiter, vm, generation, machineDigest } = parts;
   return {
     protocolMin: PROTOCOL.min,
     protocolMax: PROTOCOL.max,
     role: ROLE[role],
     onPeerLoss: ON_PEER_LOSS[onPeerLoss],
-    arbiter: hasArbiter ? ARBITER.lock : ARBITER.none,
+    arbiter: arbiterKind(arbiter),
     vm,
     instance: randomName(8),
     generation,

@@ -69,7 +69,7 @@ program
   .option('--ft-key <file>', 'key that both hosts share; without it only loopback is used')
   .option(
     '--ft-arbiter <which>',
-    'who decides which host goes on alone: none or lock:PATH (default none)',
+    'who decides which host goes on alone: none, lock:PATH or etcd:URL[,URL...][/NAME][?ca=...] (default none)',
   )
   .option(
     '--ft-on-peer-loss <what>',
@@ -112,7 +112,7 @@ program
   .option('--ft-key <file>', 'key that both hosts share; without it only loopback is used')
   .option(
     '--ft-arbiter <which>',
-    'who decides which host goes on alone: none or lock:PATH (default none)',
+    'who decides which host goes on alone: none, lock:PATH or etcd:URL[,URL...][/NAME][?ca=...] (default none)',
   )
   .option('--ft-timeout <time>', 'silence after which the primary counts as lost (default 3s)')
   .option(

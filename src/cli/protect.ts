@@ -62,7 +62,7 @@ export function protect(parts: ProtectionParts, options: ProtectionOptions): Pri
       machine,
       role: 'primary',
       onPeerLoss: options.onPeerLoss === 'continue' ? 'goOn' : 'wait',
-      hasArbiter: arbiter !== undefined,
+      arbiter,
       vm: description.vm,
       generation,
       machineDigest: descriptionDigest(description),

@@ -14,15 +14,12 @@ import { openSavedFile, writeSavedFile } from '../machine/saved-file.ts';
 import { type ControlHandler, ControlServer, controlPath } from '../monitor/control-server.ts';
 import { openDevices } from './device-options.ts';
 import { bootImages, describeMachine, parseDescription } from './ft-description.ts';
-import { openArbiter, randomName } from './ft-options.ts';
+import { NO_ARBITER, openArbiter, randomName } from './ft-options.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { endGuest, protect, protectionCommand } from './protect.ts';
 import { adoptImages, describeStorage, recordDisks } from './replicated-disks.ts';
 import { openLog } from './report.ts';
 import { parseRunOptions, type RunOptions } from './run-options.ts';
-
-const NO_ARBITER =
-  'without an arbiter, a broken link between the hosts looks like a dead host: whoever then orders a takeover must make sure that this process is gone';
 
 /** Exit status of a run that a signal ended: what a shell shows for a process that died of it. */
 const SIGNAL_STATUS: Readonly<Record<string, number>> = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 };
@@ -139,9 +136,9 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
   const closers: (() => unknown)[] = [];
   let machine: Machine | undefined;
   try {
-    const arbiter = options.ft && openArbiter(io, options.ft.arbiter);
+    const arbiter = options.ft && openArbiter(io, log, options.ft.arbiter);
     if (arbiter) closers.push(() => arbiter.close());
-    const generation = arbiter?.begin() ?? 1;
+    const generation = (await arbiter?.begin()) ?? 1;
     let shell: PrimaryShell | undefined;
     const onQuit = (): void => {
       if (machine) endGuest(machine, shell);

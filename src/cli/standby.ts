@@ -35,7 +35,7 @@ import {
   descriptionDigest,
   parseDescription,
 } from './ft-description.ts';
-import { ARBITER_RETRY_NS, helloOf, livenessFor, openArbiter } from './ft-options.ts';
+import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { endGuest, protect } from './protect.ts';
 import { makeImages, openReplicas, recordDisks, storageHere } from './replicated-disks.ts';
@@ -114,20 +114,20 @@ class Builder {
   readonly #io: NativeIo;
   readonly #log: Logger;
   readonly #console: ConsoleBackend;
-  readonly #hasArbiter: boolean;
+  readonly #arbiter: Arbiter | undefined;
 
   constructor(
     options: StandbyOptions,
     io: NativeIo,
     log: Logger,
     console: ConsoleBackend,
-    hasArbiter: boolean,
+    arbiter: Arbiter | undefined,
   ) {
     this.#options = options;
     this.#io = io;
     this.#log = log;
     this.#console = console;
-    this.#hasArbiter = hasArbiter;
+    this.#arbiter = arbiter;
   }
 
   /** How each disk of a guest is kept here. @throws VmmError `FT_RESOURCE`, `FT_STORAGE` */
@@ -194,13 +194,13 @@ class Builder {
             machine,
             role: 'standby',
             onPeerLoss,
-            hasArbiter: this.#hasArbiter,
+            arbiter: this.#arbiter,
             vm: description.vm,
             generation: 0,
             machineDigest: descriptionDigest(description),
           }),
           authority: {
-            arbiter: this.#hasArbiter,
+            arbiter: this.#arbiter !== undefined,
             onPeerLoss,
             retryNs: ARBITER_RETRY_NS,
           },
@@ -249,6 +249,7 @@ async function takeOver(
   await lockDisks(devices, log);
   await built.replicas?.goLive(takeover.generation);
   guest.loadContainer(takeover.container, takeover.elapsedNs);
+  if (arbiter?.lease !== undefined) outputs.setLease(arbiter.lease);
   const { replay } = takeover.store;
   const repeated = replay.count;
   replay.replay(outputs.replaySink(guest.replayWrite));
@@ -310,8 +311,9 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
   const closers: (() => unknown)[] = [];
   try {
     openKvmHost().probe();
-    const arbiter = openArbiter(io, options.arbiter);
+    const arbiter = openArbiter(io, log, options.arbiter);
     if (arbiter !== undefined) closers.push(() => arbiter.close());
+    else log.warn(NO_ARBITER);
     let finish: (status: number) => void = () => {};
     const finished = new Promise<number>((resolve) => {
       finish = resolve;
@@ -320,7 +322,7 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
     let quit: () => void = () => finish(0);
     const console = await openConsole(options.serial, { io, log, onQuit: () => quit() });
     closers.push(() => console.close());
-    const builder = new Builder(options, io, log, console, arbiter !== undefined);
+    const builder = new Builder(options, io, log, console, arbiter);
     const shell = new StandbyShell({
       io,
       log,

@@ -191,6 +191,11 @@ export class PrimaryAuthority {
     this.#leaseUntilNs = untilNs;
   }
 
+  /** `generation` of the guest is on record. */
+  superseded(generation: number): void {
+    if (generation > this.#generation) this.#fencedBy = generation;
+  }
+
   /** Whether the lease, if there is one, still runs. Asked before every release, and by the native submit. */
   leaseValid(nowNs: number): boolean {
     return nowNs < this.#leaseUntilNs;

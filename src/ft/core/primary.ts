@@ -312,9 +312,15 @@ export class Primary {
     this.#settle(nowNs);
   }
 
-  /** A lease arbiter has extended the lease to `untilNs`. */
+  /** A lease arbiter has extended the lease to `untilNs`, or it is over. */
   leaseExtended(untilNs: number, nowNs: number): void {
     this.authority.lease(untilNs);
+    this.#settle(nowNs);
+  }
+
+  /** The arbiter has found, without being asked, that `generation` of the guest runs elsewhere. */
+  superseded(generation: number, nowNs: number): void {
+    this.authority.superseded(generation);
     this.#settle(nowNs);
   }
 

@@ -1,5 +1,6 @@
 /** The seam to whoever decides which host may run the guest (docs/replication.md, "Authority"). */
 import type { ArbiterRequest } from '../core/failover.ts';
+import type { Lease } from './lease.ts';
 
 /** What an arbiter answers; the shell adds the ticket. */
 export interface ArbiterVerdict {
@@ -14,14 +15,16 @@ export interface ArbiterVerdict {
 export interface Arbiter {
   /** For messages: `lock /shared/guest.lock`. */
   readonly name: string;
+  /** Where authority lapses by itself: until when outputs may leave. */
+  readonly lease: Lease | undefined;
   /**
    * A new guest starts here: takes authority and begins a generation.
    * @returns the generation
-   * @throws VmmError `ARBITER_*` when the guest runs elsewhere
+   * @throws VmmError `ARBITER_*` when the guest runs elsewhere, or the arbiter cannot be asked
    */
-  begin(): number;
+  begin(): Promise<number>;
   /** Carries out one request. An answer other than `unreachable` is final. */
   request(request: ArbiterRequest): Promise<ArbiterVerdict>;
   /** Gives back what is held; the record stays. */
-  close(): void;
+  close(): void | Promise<void>;
 }

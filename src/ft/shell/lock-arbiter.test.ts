@@ -40,7 +40,7 @@ describe('LockArbiter', () => {
   it('says that a full disk takes no record, and grants nothing on one', async () => {
     // A device that can be opened and locked, reads as zeros and has no room.
     const arbiter = new LockArbiter(locks, '/dev/full');
-    expect(() => arbiter.begin()).toThrow(/cannot be written: ENOSPC/);
+    await expect(arbiter.begin()).rejects.toThrow(/cannot be written: ENOSPC/);
     const verdict = await arbiter.request({ kind: 'acquire', generation: 1, instance: 'x' });
     expect(verdict.result).not.toBe('ok');
     arbiter.close();
@@ -49,8 +49,8 @@ describe('LockArbiter', () => {
   it('lets the standby on record take over once the primary is dead, and only then', async () => {
     const a = new LockArbiter(locks, path);
     const b = new LockArbiter(locks, path);
-    expect(a.begin()).toBe(1);
-    expect(() => b.begin()).toThrow(/running already/);
+    expect(await a.begin()).toBe(1);
+    await expect(b.begin()).rejects.toThrow(/running already/);
     const acquire = { kind: 'acquire', generation: 1, instance: 'b' } as const;
     await expect(b.request(acquire)).resolves.toMatchObject({ result: 'refused' });
     expect((await a.request({ kind: 'record', generation: 1, inSync: 'b' })).result).toBe('ok');
@@ -67,7 +67,7 @@ describe('LockArbiter', () => {
   it('refuses a standby that was recorded out of sync', async () => {
     const a = new LockArbiter(locks, path);
     const b = new LockArbiter(locks, path);
-    a.begin();
+    await a.begin();
     await a.request({ kind: 'record', generation: 1, inSync: 'b' });
     await a.request({ kind: 'record', generation: 1, inSync: '' });
     locks.die();
@@ -78,7 +78,7 @@ describe('LockArbiter', () => {
   it('hands over without a death, and refuses the old generation afterwards', async () => {
     const a = new LockArbiter(locks, path);
     const b = new LockArbiter(locks, path);
-    a.begin();
+    await a.begin();
     await a.request({ kind: 'record', generation: 1, inSync: 'b' });
     expect((await a.request({ kind: 'hand', generation: 1 })).result).toBe('ok');
     expect((await b.request({ kind: 'acquire', generation: 1, instance: 'b' })).generation).toBe(2);
@@ -88,7 +88,7 @@ describe('LockArbiter', () => {
 
   it('survives a torn write: the older slot stands', async () => {
     const a = new LockArbiter(locks, path);
-    a.begin();
+    await a.begin();
     await a.request({ kind: 'record', generation: 1, inSync: 'b' });
     const bytes = readFileSync(path);
     // Sequence 2 is in slot 0; a write of sequence 3 into slot 1 tears.
@@ -99,11 +99,11 @@ describe('LockArbiter', () => {
     expect((await b.request({ kind: 'acquire', generation: 1, instance: 'b' })).result).toBe('ok');
   });
 
-  it('starts a higher generation each time, and says what is wrong with the path', () => {
+  it('starts a higher generation each time, and says what is wrong with the path', async () => {
     const a = new LockArbiter(locks, path);
-    expect(a.begin()).toBe(1);
+    expect(await a.begin()).toBe(1);
     locks.die();
-    expect(new LockArbiter(locks, path).begin()).toBe(2);
+    expect(await new LockArbiter(locks, path).begin()).toBe(2);
     expect(() => new LockArbiter(locks, join(folder, 'no', 'dir'))).toThrow(/cannot be opened/);
   });
 });

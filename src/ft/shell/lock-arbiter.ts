@@ -41,6 +41,8 @@ const LOCK_AT = SLOTS * SLOT_BYTES;
 /** See the module's head. */
 export class LockArbiter implements Arbiter {
   readonly name: string;
+  /** A lock does not lapse while its holder lives. */
+  readonly lease = undefined;
   readonly #path: string;
   readonly #native: LockNative;
   #fd: number | undefined;
@@ -103,7 +105,7 @@ export class LockArbiter implements Arbiter {
     fdatasyncSync(this.#open());
   }
 
-  begin(): number {
+  async begin(): Promise<number> {
     if (!this.#lock()) {
       throw new VmmError('ARBITER_TAKEN', `the guest of '${this.#path}' is running already`, {
         hint: 'Another process holds its lock. End that one, or give this guest a lock file of its own.',

@@ -8,6 +8,7 @@ import type { ConsoleBackend } from '../../console/backend.ts';
 import { MAX_ENTRY_BYTES, type NetBackend } from '../../net/backend.ts';
 import { EventTap, type TapConfig, type TapSink } from '../core/event-tap.ts';
 import type { ReplaySink } from '../core/tap-replay.ts';
+import type { Lease } from './lease.ts';
 import { TappedBlock } from './tapped-block.ts';
 import { TappedConsole } from './tapped-console.ts';
 import { TappedNet } from './tapped-net.ts';
@@ -41,6 +42,7 @@ export class Outputs implements TapSink {
   /** Bytes released to networks, for the status line. */
   releasedBytes = 0;
   #events: OutputEvents | undefined;
+  #lease: Lease | undefined;
 
   constructor(backends: OutputBackends, vcpus: number) {
     const blockMax = backends.disks.reduce((sum, disk) => sum + disk.info.maxRequests, 0);
@@ -76,6 +78,24 @@ export class Outputs implements TapSink {
     this.#events = events;
   }
 
+  /** Outputs leave only while this runs. Before the first one does. */
+  setLease(lease: Lease): void {
+    this.#lease = lease;
+    for (const part of [...this.consoles, ...this.nets, ...this.disks]) part.setLease(lease);
+    this.leaseChanged();
+  }
+
+  /** The lease was extended, or is over: what waited only for it leaves. */
+  leaseChanged(): void {
+    const lease = this.#lease;
+    if (lease === undefined) return;
+    for (const disk of this.disks) {
+      // A copy of this host's own is seen by nobody.
+      disk.setLeaseDeadlineNs(disk.isOutput ? lease.untilNs : Number.POSITIVE_INFINITY);
+    }
+    if (lease.valid) this.released();
+  }
+
   #net(device: number): TappedNet | undefined {
     return this.nets[device - this.consoles.length];
   }
@@ -102,8 +122,8 @@ export class Outputs implements TapSink {
       net.flush();
       net.wake();
     }
-    for (const console of this.consoles) console.wake();
-    for (const disk of this.disks) disk.submit();
+    for (const console of this.consoles) console.flush();
+    for (const disk of this.disks) disk.unpark();
   }
 
   /** Where a takeover sends the log: the same backends, without the tap. */

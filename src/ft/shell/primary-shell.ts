@@ -24,6 +24,7 @@ import type { Arbiter } from './arbiter.ts';
 import { Epoch } from './epoch.ts';
 import { FirstCopy, type SyncProgress } from './first-copy.ts';
 import type { ReplicatedGuest } from './guest.ts';
+import type { Lease } from './lease.ts';
 import type { LinkOptions } from './link.ts';
 import type { Outputs } from './outputs.ts';
 import { type EpochSink, PageSender } from './page-sender.ts';
@@ -118,6 +119,8 @@ export class PrimaryShell {
   readonly #afterStill: (() => void)[] = [];
   #refusal = '';
   #arbiterSaid = '';
+  #lapsed = false;
+  #started = false;
   #retry: NodeJS.Timeout | undefined;
   #epochCount = 0;
   #ackedCount = 0;
@@ -157,6 +160,8 @@ export class PrimaryShell {
         this.#schedule();
       };
     }
+    const lease = options.arbiter?.lease;
+    if (lease !== undefined) this.#watchLease(lease);
     if (peer !== undefined) {
       const { log, introduction, images } = options;
       this.#link = new PeerConnection(
@@ -178,12 +183,32 @@ export class PrimaryShell {
     }
   }
 
+  /** A lease must run out also while the host is suspended, so this clock goes on then. */
   #now(): number {
-    return this.#o.io.monotonicNs();
+    return this.#o.io.boottimeNs();
+  }
+
+  /** Authority that lapses: the tap and every output look at it. */
+  #watchLease(lease: Lease): void {
+    const { outputs, log } = this.#o;
+    outputs.setLease(lease);
+    lease.setEvents({
+      changed: (untilNs) => {
+        outputs.leaseChanged();
+        this.primary.leaseExtended(untilNs, this.#now());
+        if (this.#started) this.#schedule();
+      },
+      superseded: (generation) => {
+        log.error(`the arbiter says that generation ${generation} of this guest runs elsewhere`);
+        this.primary.superseded(generation, this.#now());
+        if (this.#started) this.#schedule();
+      },
+    });
   }
 
   /** Begins: from now on the guest may run. */
   start(): void {
+    this.#started = true;
     this.#tick();
   }
 
@@ -288,7 +313,9 @@ export class PrimaryShell {
     const due =
       this.primary.phase === 'alone' ? Number.POSITIVE_INFINITY : this.primary.policy.nextNs(now);
     // A due capture that cannot be taken now (epochs in flight) is taken at the next ACK, not by polling.
-    this.#timer.arm(due > now ? Math.min(due, now + TICK_NS) : now + TICK_NS);
+    const waitNs = due > now ? Math.min(due - now, TICK_NS) : TICK_NS;
+    this.#timer.arm(this.#o.io.monotonicNs() + waitNs);
+    this.#noteLease();
   }
 
   #perform(e: PrimaryEffect): void {
@@ -370,6 +397,18 @@ export class PrimaryShell {
       case 'phase':
         this.#phase(e.phase, e.sentence);
         break;
+    }
+  }
+
+  /** Says when the lease runs out, and when it is back. */
+  #noteLease(): void {
+    const lease = this.#o.arbiter?.lease;
+    if (lease === undefined || lease.valid !== this.#lapsed) return;
+    this.#lapsed = !lease.valid;
+    const { log } = this.#o;
+    if (!this.#lapsed) log.info("the arbiter's lease is back: outputs leave again");
+    else if (this.primary.phase !== 'handing' && this.primary.phase !== 'over') {
+      log.warn("the arbiter's lease has run out: outputs wait until the arbiter answers");
     }
   }
 

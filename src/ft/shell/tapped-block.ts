@@ -11,8 +11,10 @@ import {
   type BlockHandler,
   type BlockInfo,
   type BlockOp,
+  ERRNO,
 } from '../../block/backend.ts';
 import { type EventTap, HELD_BLOCK } from '../core/event-tap.ts';
+import type { Lease } from './lease.ts';
 
 /** What a tapped disk tells its owner. */
 export interface BlockTapEvents {
@@ -24,6 +26,8 @@ export interface BlockTapEvents {
 const PASSED = 0;
 const HELD = 1;
 const RELEASED = 2;
+/** With a lease: given to the disk while nothing was held. Its segments are noted, in case the disk refuses it for the lease's end. */
+const NOTED = 3;
 
 /** See the module's head. */
 export class TappedBlock implements BlockBackend {
@@ -40,6 +44,9 @@ export class TappedBlock implements BlockBackend {
   readonly #addresses: (Float64Array | undefined)[];
   readonly #lengths: (Uint32Array | undefined)[];
   #heldCount = 0;
+  #lease: Lease | undefined;
+  /** Tags of requests that came after the lease's end, in order: the guest is not told, they wait for the next lease. */
+  #parked: number[] = [];
   /** Whether a write can be seen from outside: not where the standby has a copy of its own, which gets it with the epoch. */
   isOutput = true;
 
@@ -65,12 +72,16 @@ export class TappedBlock implements BlockBackend {
   }
 
   get inFlight(): number {
-    return this.#inner.inFlight + this.#heldCount;
+    return this.#inner.inFlight + this.#heldCount + this.#parked.length;
   }
 
   setHandler(handler: BlockHandler): void {
     this.#inner.setHandler({
       complete: (tag, result) => {
+        if (result === ERRNO.EKEYEXPIRED && this.#state[tag] !== PASSED) {
+          this.#parked.push(tag);
+          return;
+        }
         const released = this.#state[tag] === RELEASED;
         this.#state[tag] = PASSED;
         handler.complete(tag, result);
@@ -93,7 +104,9 @@ export class TappedBlock implements BlockBackend {
     first: number,
     count: number,
   ): void {
-    if (!this.#tap.holding || !this.isOutput || op === BLOCK_OP.read) {
+    const { holding } = this.#tap;
+    const passes = !this.isOutput || op === BLOCK_OP.read;
+    if (passes || (!holding && this.#lease === undefined)) {
       this.#inner.queue(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
       return;
     }
@@ -113,6 +126,11 @@ export class TappedBlock implements BlockBackend {
     this.#offset[tag] = offsetBytes;
     this.#length[tag] = lengthBytes;
     this.#segments[tag] = count;
+    if (!holding) {
+      this.#state[tag] = NOTED;
+      this.#pass(tag);
+      return;
+    }
     const kind = op === BLOCK_OP.flush ? HELD_BLOCK.flush : HELD_BLOCK.write;
     const held = this.#tap.holdBlock(this.#device, tag, kind, offsetBytes, lengthBytes);
     assert(held, "the tap has room for every disk's every request");
@@ -158,6 +176,28 @@ export class TappedBlock implements BlockBackend {
     assert(this.#state[tag] === HELD, 'only a held request is released');
     this.#state[tag] = RELEASED;
     this.#heldCount--;
+    this.#pass(tag);
+  }
+
+  /** Writes and flushes leave only while this runs. */
+  setLease(lease: Lease): void {
+    this.#lease = lease;
+  }
+
+  /** What waited for a lease goes to the disk, and everything that was given to it is submitted. */
+  unpark(): void {
+    if (this.#parked.length > 0 && this.#lease?.valid !== false) {
+      for (const tag of this.#parked.splice(0)) this.#pass(tag);
+    }
+    this.#inner.submit();
+  }
+
+  /** Gives the noted request to the disk, or parks it behind the lease's end. */
+  #pass(tag: number): void {
+    if (this.#lease?.valid === false) {
+      this.#parked.push(tag);
+      return;
+    }
     this.#inner.queue(
       tag,
       this.#op[tag] as BlockOp,

@@ -5,6 +5,7 @@
 import { ByteRing } from '../../base/ring.ts';
 import type { ConsoleBackend, ConsoleHandler } from '../../console/backend.ts';
 import type { EventTap } from '../core/event-tap.ts';
+import type { Lease } from './lease.ts';
 import type { TapEvents } from './tapped-net.ts';
 
 /** See the module's head. */
@@ -16,6 +17,7 @@ export class TappedConsole implements ConsoleBackend {
   readonly #queue: ByteRing;
   #handler: ConsoleHandler | undefined;
   #refused = false;
+  #lease: Lease | undefined;
 
   /** @param queueBytes at least what the tap holds */
   constructor(
@@ -32,6 +34,11 @@ export class TappedConsole implements ConsoleBackend {
     this.#queue = new ByteRing(queueBytes);
   }
 
+  /** Bytes leave only while this runs. */
+  setLease(lease: Lease): void {
+    this.#lease = lease;
+  }
+
   get name(): string {
     return this.#inner.name;
   }
@@ -41,8 +48,7 @@ export class TappedConsole implements ConsoleBackend {
     this.#inner.setHandler({
       readable: () => handler.readable(),
       writable: () => {
-        this.#flush();
-        if (this.#queue.length === 0) this.wake();
+        this.flush();
       },
     });
   }
@@ -50,7 +56,7 @@ export class TappedConsole implements ConsoleBackend {
   write(byte: number): boolean {
     const held = this.#tap.holding;
     // While released bytes wait for a console that takes none, the guest waits too: what is held must find room later.
-    const stuck = this.#queue.length > 0;
+    const stuck = this.#queue.length > 0 || (!held && this.#lease?.valid === false);
     const taken =
       !stuck && (held ? this.#tap.holdConsole(this.#device, byte) : this.#inner.write(byte));
     if (!taken) {
@@ -75,16 +81,22 @@ export class TappedConsole implements ConsoleBackend {
     this.#flush();
   }
 
+  /** Gives released bytes to the console as far as it takes them, and wakes whoever waits. */
+  flush(): void {
+    this.#flush();
+    this.#wake();
+  }
+
   #flush(): void {
+    if (this.#lease?.valid === false) return;
     while (this.#queue.length > 0) {
       if (!this.#inner.write(this.#queue.peek())) return;
       this.#queue.shift();
     }
   }
 
-  /** The tap has room again. */
-  wake(): void {
-    if (!this.#refused || this.#queue.length > 0) return;
+  #wake(): void {
+    if (!this.#refused || this.#queue.length > 0 || this.#lease?.valid === false) return;
     this.#refused = false;
     this.#handler?.writable();
   }

@@ -5,6 +5,7 @@
  */
 import { FrameBatch, type NetBackend, type NetHandler, type NetInfo } from '../../net/backend.ts';
 import type { EventTap } from '../core/event-tap.ts';
+import type { Lease } from './lease.ts';
 
 /** What a tapped backend tells its owner. */
 export interface TapEvents {
@@ -25,6 +26,7 @@ export class TappedNet implements NetBackend {
   #sent = 0;
   #handler: NetHandler | undefined;
   #refused = false;
+  #lease: Lease | undefined;
 
   /**
    * @param device number of this output in the tap's log
@@ -42,6 +44,11 @@ export class TappedNet implements NetBackend {
     this.#device = device;
     this.#events = events;
     this.#queue = new FrameBatch(QUEUE_FRAMES, queueBytes);
+  }
+
+  /** Frames leave only while this runs. */
+  setLease(lease: Lease): void {
+    this.#lease = lease;
   }
 
   get info(): NetInfo {
@@ -67,7 +74,9 @@ export class TappedNet implements NetBackend {
   send(batch: FrameBatch, from: number): number {
     const tap = this.#tap;
     if (!tap.holding) {
-      if (this.#queue.count === 0) return this.#inner.send(batch, from);
+      if (this.#queue.count === 0 && this.#lease?.valid !== false) {
+        return this.#inner.send(batch, from);
+      }
       this.#refused = true;
       return 0;
     }
@@ -111,6 +120,7 @@ export class TappedNet implements NetBackend {
   /** Gives released frames to the network as far as it takes them. */
   flush(): void {
     const queue = this.#queue;
+    if (this.#lease?.valid === false) return;
     if (queue.count > this.#sent) this.#sent += this.#inner.send(queue, this.#sent);
     if (this.#sent === queue.count) {
       queue.clear();
@@ -120,7 +130,7 @@ export class TappedNet implements NetBackend {
 
   /** The tap has room again. */
   wake(): void {
-    if (!this.#refused) return;
+    if (!this.#refused || this.#lease?.valid === false) return;
     this.#refused = false;
     this.#handler?.writable();
   }
