@@ -47,6 +47,8 @@ import { parseStandbyOptions, type StandbyOptions } from './standby-options.ts';
 const SUSPECT_NS = 20e6;
 /** How often a takeover tries to lock a disk that the dead host's process still seems to hold. */
 const LOCK_RETRY_MS = 50;
+/** Tries where a lease says that the other process writes no more. */
+const LEASED_LOCK_TRIES = 20;
 
 /** The machine of one introduction with all that belongs to it. */
 interface Built extends StandbyMachine {
@@ -216,15 +218,25 @@ class Builder {
   }
 }
 
-/** Locks the disks that the guest is going to write, waiting for a process of the other host that is just ending. */
-async function lockDisks(devices: OpenDevices, log: Logger): Promise<void> {
+/**
+ * Locks the disks that the guest is going to write, waiting for a process of the other host that is just ending. With a lease not
+ * for long: whoever still holds a lock there was stopped, its lease is over, and it writes nothing any more.
+ */
+async function lockDisks(devices: OpenDevices, leased: boolean, log: Logger): Promise<void> {
   for (const { id, backend } of devices.disks) {
     if (!(backend instanceof FileDisk)) continue;
+    let tries = 0;
     for (let complained = false; ; ) {
       try {
         backend.lock();
         break;
       } catch (error) {
+        if (leased && ++tries > LEASED_LOCK_TRIES) {
+          log.warn(
+            `disk '${id}' is locked by a process whose lease is over; the guest runs without the lock`,
+          );
+          break;
+        }
         if (!complained)
           log.warn(`disk '${id}' is still locked by another process; waiting (${String(error)})`);
         complained = true;
@@ -246,7 +258,7 @@ async function takeOver(
   const built = takeover.machine as Built;
   const { machine, outputs, disks, devices, description, images, guest } = built;
   const beganNs = io.monotonicNs();
-  await lockDisks(devices, log);
+  await lockDisks(devices, arbiter?.lease !== undefined, log);
   await built.replicas?.goLive(takeover.generation);
   guest.loadContainer(takeover.container, takeover.elapsedNs);
   if (arbiter?.lease !== undefined) outputs.setLease(arbiter.lease);
