@@ -12,7 +12,7 @@ import {
   type DiskCopyParts,
   type DiskCopyProgress,
 } from './disk-copy.ts';
-import { type Crc, DiskLog } from './disk-log.ts';
+import { type Crc, DiskLog, type DiskLogBounds } from './disk-log.ts';
 import { RecordingBlock } from './recording-block.ts';
 import { STORAGE, type Storage } from './storage.ts';
 
@@ -47,9 +47,14 @@ export class ReplicatedDisks {
   /** Called when the guest waits for room in the log. */
   onWait: () => void = () => {};
 
-  constructor(disks: readonly PrimaryDisk[], memory: GuestMemory, crc: Crc) {
+  constructor(
+    disks: readonly PrimaryDisk[],
+    memory: GuestMemory,
+    crc: Crc,
+    bounds?: DiskLogBounds,
+  ) {
     this.#disks = disks;
-    this.log = new DiskLog(crc);
+    this.log = new DiskLog(crc, bounds);
     this.blocks = disks.map(
       ({ backend }, i) => new RecordingBlock(backend, memory, this.log, i, () => this.onWait()),
     );
