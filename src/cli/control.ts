@@ -1,4 +1,4 @@
-/** `tsvmm status`, `pause`, `resume`, `powerdown`, `reset`, `quit`, `save`: requests to a running guest. */
+/** `tsvmm status`, `pause`, `save`, `protect`, `set` and their kin: requests to a running guest. */
 import { resolve } from 'node:path';
 import { VmmError } from '../base/error.ts';
 import { askControl, controlPath } from '../monitor/control-server.ts';
@@ -10,10 +10,54 @@ export interface ControlOptions {
   readonly json?: boolean;
 }
 
-/** Sends `command` and prints the answer; returns the exit status. */
+/** Options of `tsvmm protect`. */
+export interface ProtectOptions extends ControlOptions {
+  readonly peer: string;
+  readonly key?: string;
+  readonly arbiter?: string;
+  readonly ftPolicy?: string;
+  readonly ftInterval?: string;
+  readonly ftMaxDowntime?: string;
+  readonly ftTimeout?: string;
+  readonly ftOnPeerLoss?: string;
+}
+
+/** A request about a file of the operator's. */
+export function fileRequest(file: string): Record<string, unknown> {
+  return { file: resolve(file) };
+}
+
+/** What `tsvmm protect` asks the guest for. Its process opens files, so their paths are made whole here. */
+export function protectRequest(options: ProtectOptions): Record<string, unknown> {
+  const { arbiter, key } = options;
+  const lock = arbiter?.startsWith('lock:') === true && arbiter.length > 5;
+  return {
+    'ft-peer': options.peer,
+    'ft-key': key === undefined ? undefined : resolve(key),
+    'ft-arbiter': lock ? `lock:${resolve(arbiter.slice(5))}` : arbiter,
+    'ft-policy': options.ftPolicy,
+    'ft-interval': options.ftInterval,
+    'ft-max-downtime': options.ftMaxDowntime,
+    'ft-timeout': options.ftTimeout,
+    'ft-on-peer-loss': options.ftOnPeerLoss,
+  };
+}
+
+/** `KEY=VALUE` words as `tsvmm set` sends them. @throws VmmError `OPTION` */
+export function setRequest(words: readonly string[]): Record<string, unknown> {
+  const settings: Record<string, string> = {};
+  for (const word of words) {
+    const equals = word.indexOf('=');
+    if (equals < 1) throw new VmmError('OPTION', `${word}: is not of the form NAME=VALUE`);
+    settings[word.slice(0, equals)] = word.slice(equals + 1);
+  }
+  return { settings };
+}
+
+/** Sends `command` with `fields` and prints the answer; returns the exit status. */
 export async function control(
   command: string,
-  file: string | undefined,
+  fields: Readonly<Record<string, unknown>>,
   options: ControlOptions,
 ): Promise<number> {
   const path =
@@ -23,10 +67,7 @@ export async function control(
       hint: 'Give --name NAME (as the guest was started with) or --control SOCKET.',
     });
   }
-  const answer = await askControl(path, {
-    command,
-    ...(file === undefined ? {} : { file: resolve(file) }),
-  });
+  const answer = await askControl(path, { command, ...fields });
   if (options.json === true) {
     process.stdout.write(`${JSON.stringify(answer)}\n`);
   } else {

@@ -22,12 +22,11 @@ import { badOption } from './options.ts';
 const EPOCHS_IN_FLIGHT = 4;
 /** Beyond guest memory, what a transaction may carry: page heads, states, log. */
 const TRANSACTION_SLACK = 256 * 2 ** 20;
-/** How long until an arbiter that refused or did not answer is asked again. */
-export const ARBITER_RETRY_NS = 25e6;
-
-/** Said at the start where there is no arbiter. */
+/** Said where a guest is protected without one. */
 export const NO_ARBITER =
   'without an arbiter, a broken link between the hosts looks like a dead host: whoever then orders a takeover must make sure that the other process is gone, or both run the guest';
+/** How long until an arbiter that refused or did not answer is asked again. */
+export const ARBITER_RETRY_NS = 25e6;
 
 /** Heartbeats for a deadline of silence. */
 export function livenessFor(deadlineNs: number): LivenessConfig {

@@ -1,7 +1,7 @@
 /** The status of replication for people (one line that is rewritten) and for programs (JSON lines). */
 import type { DiskCopyProgress } from '../ft/disk/disk-copy.ts';
 import type { SyncProgress } from '../ft/shell/first-copy.ts';
-import type { PrimaryFigures } from '../ft/shell/primary-shell.ts';
+import type { PrimaryFigures } from '../ft/shell/primary-parts.ts';
 
 /** How status is shown. */
 export type StatusMode = 'off' | 'line' | 'json';

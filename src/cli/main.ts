@@ -5,6 +5,7 @@
  */
 import { Command, CommanderError } from 'commander';
 import { VmmError } from '../base/error.ts';
+import type { ControlOptions, ProtectOptions } from './control.ts';
 import { printError } from './report.ts';
 import { packageVersion } from './version.ts';
 
@@ -54,7 +55,10 @@ program
     '--control <socket>',
     'path of the control socket (default: by name in the runtime directory)',
   )
-  .option('--ft-peer <host[:port]>', 'keep a standby at this address ready to take the guest over')
+  .option(
+    '--ft-peer <host[:port],..>',
+    'keep a standby ready to take the guest over; of several the first that can, in this order',
+  )
   .option(
     '--ft-policy <policy>',
     'when checkpoints are taken: adaptive, kemari or periodic (default adaptive)',
@@ -114,7 +118,15 @@ program
     '--ft-arbiter <which>',
     'who decides which host goes on alone: none, lock:PATH or etcd:URL[,URL...][/NAME][?ca=...] (default none)',
   )
-  .option('--ft-timeout <time>', 'silence after which the primary counts as lost (default 3s)')
+  .option('--ft-timeout <time>', 'silence after which the other side counts as lost (default 3s)')
+  .option(
+    '--ft-peer <host[:port],..>',
+    'once the guest runs here: who is its standby then, of several the first that can',
+  )
+  .option('--ft-policy <policy>', 'once the guest runs here: as for run')
+  .option('--ft-interval <time>', 'once the guest runs here: as for run')
+  .option('--ft-max-downtime <time>', 'once the guest runs here: as for run')
+  .option('--ft-on-peer-loss <what>', 'once the guest runs here: as for run')
   .option(
     '--on-peer-loss <what>',
     'wait (for an operator) or takeover, where there is no arbiter (default wait)',
@@ -151,22 +163,45 @@ for (const [name, description, argument] of [
   ['takeover', 'order a standby to take the guest over', undefined],
   ['cancel', 'let a guest whose standby is lost go on without protection', undefined],
 ] as const) {
-  const command = program.command(name).description(description);
+  const command = controlled(name, description);
   if (argument !== undefined) command.argument(`<${argument}>`);
-  command
+  command.action(async (...args: unknown[]) => {
+    const { control, fileRequest } = await import('./control.ts');
+    const fields = argument === undefined ? {} : fileRequest(String(args[0]));
+    const options = args[argument === undefined ? 0 : 1] as ControlOptions;
+    process.exitCode = await control(name, fields, options);
+  });
+}
+
+controlled('protect', 'protect a running guest: it gets a standby while it runs')
+  .requiredOption('--peer <host[:port],..>', 'where the standby is; of several the first that can')
+  .option('--key <file>', 'key that both hosts share; without it only loopback is used')
+  .option('--arbiter <which>', 'as --ft-arbiter of run; a guest that has one keeps it')
+  .option('--ft-policy <policy>', 'as for run')
+  .option('--ft-interval <time>', 'as for run')
+  .option('--ft-max-downtime <time>', 'as for run')
+  .option('--ft-timeout <time>', 'as for run; when it is protected for the first time')
+  .option('--ft-on-peer-loss <what>', 'as for run; when it is protected for the first time')
+  .action(async (options: ProtectOptions) => {
+    const { control, protectRequest } = await import('./control.ts');
+    process.exitCode = await control('protect', protectRequest(options), options);
+  });
+
+controlled('set', 'change how a guest is protected while it is')
+  .argument('<name=value...>', 'ft-policy, ft-interval, ft-max-downtime')
+  .action(async (words: readonly string[], options: ControlOptions) => {
+    const { control, setRequest } = await import('./control.ts');
+    process.exitCode = await control('set', setRequest(words), options);
+  });
+
+/** A command that is a request to a running guest. */
+function controlled(name: string, description: string): Command {
+  return program
+    .command(name)
+    .description(description)
     .option('--name <name>', 'name of the guest')
     .option('--control <socket>', 'path of its control socket')
     .option('--json', 'print the answer as one JSON object');
-  command.action(async (...args: unknown[]) => {
-    const { control } = await import('./control.ts');
-    const file = argument === undefined ? undefined : String(args[0]);
-    const options = args[argument === undefined ? 0 : 1] as {
-      name?: string;
-      control?: string;
-      json?: boolean;
-    };
-    process.exitCode = await control(name, file, options);
-  });
 }
 
 try {

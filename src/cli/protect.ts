@@ -1,50 +1,58 @@
 /**
- * Puts a machine under replication: makes the primary of a guest that starts here, or of one that was taken over. Used by
- * `tsvmm run` and, after a takeover, by `tsvmm standby`.
+ * Puts a machine under replication. One way for all guests: those that name a peer when they start, those that get one while they
+ * run (`tsvmm protect`), and those that were taken over and look for a new standby. Used by `tsvmm run` and, after a
+ * takeover, by `tsvmm standby`.
  */
 import { VmmError } from '../base/error.ts';
-import { POLICY_DEFAULTS, type PolicyConfig } from '../ft/core/epoch-policy.ts';
+import { POLICY_DEFAULTS } from '../ft/core/epoch-policy.ts';
 import type { PrimaryConfig } from '../ft/core/primary.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { introduce } from '../ft/shell/introduction.ts';
 import type { LinkOptions } from '../ft/shell/link.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
+import type { LiveSettings } from '../ft/shell/primary-parts.ts';
 import { PrimaryShell } from '../ft/shell/primary-shell.ts';
 import { END_REASON } from '../ft/wire/spec.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
 import { replicatedGuest } from '../machine/replicated-guest.ts';
 import { type Description, descriptionDigest } from './ft-description.ts';
-import { ARBITER_RETRY_NS, helloOf, livenessFor } from './ft-options.ts';
-import { diskLine, type StatusMode, showStatus, syncLine } from './ft-status.ts';
+import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
+import type { PeerAddress, ProtectionSettings } from './ft-settings.ts';
+import { diskLine, showStatus, syncLine } from './ft-status.ts';
 
-/** What the operator chose. */
-export interface ProtectionOptions {
-  readonly policy: PolicyConfig['policy'];
-  readonly intervalNs: number;
-  readonly maxDowntimeNs: number;
-  /** How long a peer may be silent before it counts as lost. */
-  readonly timeoutNs: number;
-  /** What the loss of the peer means once authority allows it: go on unprotected, or hold outputs until told. */
-  readonly onPeerLoss: 'continue' | 'pause';
-  readonly status: StatusMode;
-  /** Most bytes a second of the disks' first copy; undefined: no limit. */
-  readonly copyBytesPerSecondMax: number | undefined;
-}
-
-/** What protection is made of. */
+/** A machine that may be protected, now or later. */
 export interface ProtectionParts {
   readonly machine: Machine;
+  /** The tap in front of everything that leaves the guest. */
   readonly outputs: Outputs;
+  /** The disks, of which a standby may have copies of its own. */
   readonly disks: ReplicatedDisks;
   readonly io: NativeIo;
+  /** Asked for once, when protection is wanted for the first time. @throws VmmError when this guest cannot be replicated */
+  describe(): GuestDescription;
+  /** Takes over what has to be closed at the end. */
+  atEnd(close: () => unknown): void;
+}
+
+/** What a standby has to know before it can build the machine. */
+export interface GuestDescription {
   readonly description: Description;
   /** Bytes of the boot images, as the description lists them. */
   readonly images: readonly Uint8Array[];
+}
+
+/** By whose authority the guest runs here. */
+export interface Authority {
   readonly arbiter: Arbiter | undefined;
   readonly generation: number;
-  readonly peer: LinkOptions | undefined;
+}
+
+/** Where standbys are, and the key that they share with this host. */
+export interface Peers {
+  readonly addresses: readonly PeerAddress[];
+  readonly key: Uint8Array | undefined;
 }
 
 /** How long a lost peer may stay lost, outputs held, before authority to go on alone is sought. */
@@ -52,124 +60,272 @@ const GRACE_NS = 300e6;
 const RECONNECT_NS = 200e6;
 /** An epoch that takes this many silences to be acknowledged means that the peer is lost although it speaks. */
 const ACK_DEADLINE_FACTOR = 10;
+/** `tsvmm protect` waits this long for the first copy; it goes on behind that. */
+const FIRST_COPY_WAIT_MS = 600_000;
 
-/** Makes the primary and connects it to the machine's life. Call `start` when the machine runs. */
-export function protect(parts: ProtectionParts, options: ProtectionOptions): PrimaryShell {
-  const { machine, outputs, disks, io, description, images, arbiter, generation, peer } = parts;
-  const { log } = machine;
-  const config: PrimaryConfig = {
-    hello: helloOf({
+/** The protection of one machine. Without {@link start} it does nothing (R6). */
+export class Protection {
+  readonly #parts: ProtectionParts;
+  #settings: ProtectionSettings;
+  #shell: PrimaryShell | undefined;
+  #arbiterName = 'none';
+  #started = false;
+  #running = false;
+  #finish: (() => void) | undefined;
+  /** Who waits for the outcome of `tsvmm protect`. */
+  #waiting:
+    | { protected(): void; failed(name: string, why: string, all: boolean): void }
+    | undefined;
+
+  constructor(parts: ProtectionParts, settings: ProtectionSettings) {
+    this.#parts = parts;
+    this.#settings = settings;
+  }
+
+  /** The primary; undefined as long as no protection was wanted. */
+  get shell(): PrimaryShell | undefined {
+    return this.#shell;
+  }
+
+  /** The machine runs: what was prepared begins. */
+  run(): void {
+    this.#running = true;
+    this.#begin();
+  }
+
+  #begin(): void {
+    if (!this.#running || this.#started || this.#shell === undefined) return;
+    this.#started = true;
+    this.#shell.start();
+  }
+
+  /**
+   * Makes the primary and connects it to the machine's life, whether the machine runs already or not. Outputs pass until a
+   * standby has been synchronised, and are held from that capture on.
+   * @throws VmmError `FT_KEY_NEEDED`, or when the guest cannot be described
+   */
+  start(authority: Authority, arbiterName: string, peers: Peers): void {
+    const { machine, outputs, disks, io } = this.#parts;
+    const { log } = machine;
+    const { arbiter } = authority;
+    const { description, images } = this.#parts.describe();
+    const settings = this.#settings;
+    const goesOn = (settings.onPeerLoss ?? (arbiter ? 'continue' : 'pause')) === 'continue';
+    // What the processors are can only be read while they stand still.
+    const wasRunning = machine.running;
+    machine.pause();
+    const hello = helloOf({
       machine,
       role: 'primary',
-      onPeerLoss: options.onPeerLoss === 'continue' ? 'goOn' : 'wait',
+      onPeerLoss: goesOn ? 'goOn' : 'wait',
       arbiter,
       vm: description.vm,
-      generation,
+      generation: authority.generation,
       machineDigest: descriptionDigest(description),
-    }),
-    authority: {
-      arbiter: arbiter !== undefined,
-      onPeerLoss: options.onPeerLoss === 'continue' ? 'go-on' : 'wait',
-      retryNs: ARBITER_RETRY_NS,
-    },
-    policy: { ...POLICY_DEFAULTS, policy: options.policy, intervalNs: options.intervalNs },
-    liveness: livenessFor(options.timeoutNs),
-    protect: peer !== undefined,
-    reconnectNs: RECONNECT_NS,
-    graceNs: GRACE_NS,
-    ackDeadlineNs: options.timeoutNs * ACK_DEADLINE_FACTOR,
-  };
-  let finish: (() => void) | undefined;
-  const shell = new PrimaryShell({
-    guest: replicatedGuest(machine),
-    outputs,
-    disks,
-    copyBytesPerSecondMax: options.copyBytesPerSecondMax,
-    io,
-    log,
-    config,
-    arbiter,
-    peer,
-    maxDowntimeNs: options.maxDowntimeNs,
-    introduction: introduce(description),
-    images,
-    events: {
-      phase(phase, sentence) {
-        log.info(`replication: ${phase}${sentence === '' ? '' : ` (${sentence})`}`);
-        if (phase === 'lost' && sentence !== '') log.warn(sentence);
+    });
+    if (wasRunning) machine.resume();
+    const config: PrimaryConfig = {
+      hello,
+      authority: {
+        arbiter: arbiter !== undefined,
+        onPeerLoss: goesOn ? 'go-on' : 'wait',
+        retryNs: ARBITER_RETRY_NS,
       },
-      fenced(newer) {
-        machine.requestEnd({
-          kind: 'error',
-          message: `generation ${newer} of this guest runs on another host; this one has stopped`,
-        });
+      policy: { ...POLICY_DEFAULTS, policy: settings.policy, intervalNs: settings.intervalNs },
+      liveness: livenessFor(settings.timeoutNs),
+      protect: peers.addresses.length > 0,
+      reconnectNs: RECONNECT_NS,
+      graceNs: GRACE_NS,
+      ackDeadlineNs: settings.timeoutNs * ACK_DEADLINE_FACTOR,
+    };
+    const shell = new PrimaryShell({
+      guest: replicatedGuest(machine),
+      outputs,
+      disks,
+      copyBytesPerSecondMax: settings.copyBytesPerSecondMax,
+      io,
+      log,
+      config,
+      arbiter,
+      peers: this.#links(peers),
+      maxDowntimeNs: settings.maxDowntimeNs,
+      introduction: introduce(description),
+      images,
+      events: {
+        phase: (phase, sentence) => {
+          log.info(`replication: ${phase}${sentence === '' ? '' : ` (${sentence})`}`);
+          if (phase === 'lost' && sentence !== '') log.warn(sentence);
+          if (phase === 'protected') this.#waiting?.protected();
+        },
+        fenced(newer) {
+          machine.requestEnd({
+            kind: 'error',
+            message: `generation ${newer} of this guest runs on another host; this one has stopped`,
+          });
+        },
+        over: (why) => {
+          if (why === 'handed-over') {
+            log.info('the guest has been handed over');
+            machine.stop();
+          } else {
+            this.#finish?.();
+          }
+        },
+        syncProgress(progress) {
+          log.info(syncLine(progress));
+        },
+        diskProgress(progress) {
+          log.info(diskLine(progress));
+        },
+        peerFailed: (name, why, all) => this.#waiting?.failed(name, why, all),
       },
-      over(why) {
-        if (why === 'handed-over') {
-          log.info('the guest has been handed over');
-          machine.stop();
-        } else {
-          finish?.();
+    });
+    this.#shell = shell;
+    this.#arbiterName = arbiterName;
+    this.#parts.atEnd(() => shell.close());
+    machine.setEndGate((outcome, done) => {
+      this.#finish = done;
+      shell.end(outcome.kind === 'stopped' ? END_REASON.operator : END_REASON.guestShutdown);
+    });
+    const stopStatus = showStatus(settings.status, () => shell.figures());
+    void machine.finished.then(stopStatus);
+    if (arbiter === undefined && peers.addresses.length > 0) log.warn(NO_ARBITER);
+    this.#begin();
+  }
+
+  #links(peers: Peers): LinkOptions[] {
+    const { log } = this.#parts.machine;
+    return peers.addresses.map((address) => ({ ...address, key: peers.key, log }));
+  }
+
+  /**
+   * An operator wants the running guest protected by one of `peers`.
+   * @param arbiterName as `--ft-arbiter` takes it; undefined for the one that the guest has, or none
+   * @returns when a standby protects the guest
+   * @throws VmmError when none of them can; it is tried again all the same
+   */
+  async request(
+    peers: Peers,
+    arbiterName: string | undefined,
+    settings: ProtectionSettings,
+  ): Promise<{ readonly peer: string }> {
+    const { machine } = this.#parts;
+    if (machine.phase === 'ended') throw new VmmError('MACHINE_PHASE', 'the guest has ended');
+    if (this.#waiting !== undefined) {
+      throw new VmmError('FT_BUSY', 'another request to protect this guest is under way');
+    }
+    const outcome = this.#outcome();
+    // Nobody may be listening yet when an error ends this early.
+    outcome.catch(() => {});
+    try {
+      if (this.#shell === undefined) {
+        this.#settings = settings;
+        await this.#startLate(peers, arbiterName ?? 'none');
+      } else {
+        if (arbiterName !== undefined && arbiterName !== this.#arbiterName) {
+          throw new VmmError(
+            'FT_ARBITER',
+            `this guest's arbiter is ${this.#arbiterName} and cannot be changed while it runs`,
+            { hint: 'Leave --ft-arbiter out.' },
+          );
         }
-      },
-      syncProgress(progress) {
-        log.info(syncLine(progress));
-      },
-      diskProgress(progress) {
-        log.info(diskLine(progress));
-      },
-    },
-  });
-  machine.setEndGate((outcome, done) => {
-    finish = done;
-    shell.end(outcome.kind === 'stopped' ? END_REASON.operator : END_REASON.guestShutdown);
-  });
-  const stopStatus = showStatus(options.status, () => shell.figures());
-  void machine.finished.then(stopStatus);
-  return shell;
-}
-
-/**
- * An operator ends the guest: a standby is told first, so that it does not take the loss of this process for the loss of the
- * host. The second time it ends at once, whatever the peer says.
- */
-export function endGuest(machine: Machine, shell: PrimaryShell | undefined): void {
-  if (shell?.figures().phase === 'ending') machine.stop();
-  else machine.requestEnd({ kind: 'stopped' });
-}
-
-/** The control commands that a protected guest understands beside the ordinary ones. */
-export function protectionCommand(
-  shell: PrimaryShell,
-  machine: Machine,
-  command: unknown,
-): Record<string, unknown> | undefined {
-  switch (command) {
-    case 'pause':
-      shell.pauseGuest();
-      return { state: machine.phase };
-    case 'resume':
-      shell.resumeGuest();
-      return { state: machine.phase };
-    case 'quit':
-      endGuest(machine, shell);
-      return {};
-    case 'reset':
-      shell.whenWhole(() => machine.reset());
-      return {};
-    case 'switchover':
-      if (!shell.switchover()) {
-        throw new VmmError('FT_NOT_PROTECTED', 'there is no standby that could take over now', {
-          hint: 'tsvmm status shows the phase; it must be "protected".',
-        });
+        if (this.#shell.figures().phase === 'protected') {
+          throw new VmmError('FT_PROTECTED', 'this guest is protected already', {
+            hint: 'End its standby first, if another one is to take its place.',
+          });
+        }
+        const { timeoutNs, onPeerLoss } = this.#settings;
+        if (settings.timeoutNs !== timeoutNs || settings.onPeerLoss !== onPeerLoss) {
+          throw new VmmError(
+            'FT_FIXED',
+            '--ft-timeout and --ft-on-peer-loss are fixed when a guest is first protected',
+            { hint: 'Leave them out.' },
+          );
+        }
+        this.configure(settings);
+        this.#shell.setPeers(this.#links(peers));
       }
-      return {};
-    case 'cancel':
-      shell.operatorGoOn();
-      return {};
-    case 'takeover':
-      throw new VmmError('FT_ROLE', 'this host runs the guest already; takeover is for a standby');
-    default:
-      return undefined;
+      await outcome;
+    } finally {
+      this.#waiting = undefined;
+    }
+    return { peer: this.#shell?.figures().peer ?? '' };
+  }
+
+  async #startLate(peers: Peers, arbiterName: string): Promise<void> {
+    // What can be wrong is found before the arbiter is asked for the guest.
+    this.#parts.describe();
+    const { io, machine } = this.#parts;
+    const arbiter = openArbiter(io, machine.log, arbiterName);
+    try {
+      const generation = arbiter === undefined ? 1 : await arbiter.begin();
+      this.start({ arbiter, generation }, arbiterName, peers);
+    } catch (error) {
+      await arbiter?.close();
+      throw error;
+    }
+    if (arbiter) this.#parts.atEnd(() => arbiter.close());
+  }
+
+  /** Resolves when the guest is protected, fails when every peer has failed once. */
+  #outcome(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const why: string[] = [];
+      const timer = setTimeout(() => {
+        const message = 'the first copy is still under way; tsvmm status shows its end';
+        reject(new VmmError('FT_SLOW', message));
+      }, FIRST_COPY_WAIT_MS);
+      timer.unref();
+      this.#waiting = {
+        protected: () => {
+          clearTimeout(timer);
+          resolve();
+        },
+        failed: (name, sentence, all) => {
+          why.push(`${name}: ${sentence}`);
+          if (!all) return;
+          clearTimeout(timer);
+          reject(
+            new VmmError('FT_NOT_PROTECTED', `no standby protects this guest (${why.join('; ')})`, {
+              hint: 'The guest runs on without protection, and it is tried again.',
+            }),
+          );
+        },
+      };
+    });
+  }
+
+  /** What is set, as it holds now. */
+  get settings(): ProtectionSettings {
+    return this.#settings;
+  }
+
+  /** Changes policy, interval and downtime, also while the guest is protected. */
+  configure(settings: ProtectionSettings): void {
+    this.#settings = settings;
+    const { policy, intervalNs, maxDowntimeNs } = settings;
+    const live: LiveSettings = {
+      policy: { ...POLICY_DEFAULTS, policy, intervalNs },
+      maxDowntimeNs,
+    };
+    this.#shell?.configure(live);
+  }
+
+  /**
+   * An operator ends the guest: a standby is told first, so that it does not take the loss of this process for the loss of the
+   * host. The second time it ends at once, whatever the peer says.
+   */
+  endGuest(): void {
+    const { machine } = this.#parts;
+    if (this.#shell === undefined || this.#shell.figures().phase === 'ending') machine.stop();
+    else machine.requestEnd({ kind: 'stopped' });
+  }
+
+  /** The guest is handed over to its standby. @throws VmmError `FT_NOT_PROTECTED` */
+  switchover(): void {
+    if (this.#shell?.switchover() === true) return;
+    throw new VmmError('FT_NOT_PROTECTED', 'there is no standby that could take over now', {
+      hint: 'tsvmm status shows the phase; it must be "protected".',
+    });
   }
 }

@@ -20,9 +20,10 @@ import {
   parseDisks,
   parseNets,
 } from './device-options.ts';
-import { keyOf, parseEndpoint } from './ft-options.ts';
-import { badOption, parseCount, parseDurationNs, parseSize } from './options.ts';
-import type { ProtectionOptions } from './protect.ts';
+import { keyOf } from './ft-options.ts';
+import { type ProtectionSettings, parsePeers, parseSettings } from './ft-settings.ts';
+import { badOption, parseCount, parseSize } from './options.ts';
+import type { Peers } from './protect.ts';
 import { LOG_LEVELS, type LogLevel } from './report.ts';
 import { demoGuestPath } from './version.ts';
 
@@ -39,14 +40,15 @@ export interface RunOptions {
   readonly control: string | undefined;
   readonly logLevel: LogLevel;
   readonly logFile: string | undefined;
-  /** Replication, if a peer was named. */
+  /** How the guest is protected, from its start or later. */
+  readonly settings: ProtectionSettings;
+  /** Replication from the start, if a peer was named. */
   readonly ft: FtRunOptions | undefined;
 }
 
-/** What the `--ft-*` options say. */
-export interface FtRunOptions extends ProtectionOptions {
-  readonly peer: { readonly host: string; readonly port: number };
-  readonly key: Uint8Array | undefined;
+/** Who protects the guest from its start. */
+export interface FtRunOptions {
+  readonly peers: Peers;
   readonly arbiter: string;
 }
 
@@ -89,6 +91,10 @@ const CONFIG_MAX_BYTES = 2 ** 20;
 
 function camelCase(key: string): string {
   return key.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+function kebabCase(key: string): string {
+  return key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
 /**
@@ -186,46 +192,18 @@ function bootSource(values: Values): BootSource {
   };
 }
 
-/** One of `values`, the first where nothing was given. */
-function oneOf<const T extends string>(
-  option: string,
-  value: string | undefined,
-  values: readonly [T, ...T[]],
-): T {
-  const found = values.find((candidate) => candidate === (value ?? values[0]));
-  if (found === undefined) throw badOption(option, value ?? '', `is none of ${values.join(', ')}`);
-  return found;
-}
-
 function ftOptions(text: (key: string) => string | undefined): FtRunOptions | undefined {
   const peer = text('ftPeer');
   if (peer === undefined) {
     const stray = Object.keys(KINDS).find((key) => key.startsWith('ft') && text(key) !== undefined);
     if (stray !== undefined) {
-      const option = `--${stray.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
-      throw badOption(option, text(stray)!, 'needs --ft-peer');
+      throw badOption(`--${kebabCase(stray)}`, text(stray)!, 'needs --ft-peer');
     }
     return undefined;
   }
-  const arbiter = text('ftArbiter') ?? 'none';
   return {
-    peer: parseEndpoint('--ft-peer', peer, '127.0.0.1'),
-    key: keyOf(text('ftKey')),
-    arbiter,
-    policy: oneOf('--ft-policy', text('ftPolicy'), ['adaptive', 'kemari', 'periodic']),
-    intervalNs: parseDurationNs('--ft-interval', text('ftInterval') ?? '20ms'),
-    maxDowntimeNs: parseDurationNs('--ft-max-downtime', text('ftMaxDowntime') ?? '30ms'),
-    timeoutNs: parseDurationNs('--ft-timeout', text('ftTimeout') ?? '3s'),
-    onPeerLoss: oneOf(
-      '--ft-on-peer-loss',
-      text('ftOnPeerLoss') ?? (arbiter === 'none' ? 'pause' : 'continue'),
-      ['continue', 'pause'],
-    ),
-    status: oneOf('--ft-status', text('ftStatus'), ['off', 'line', 'json']),
-    copyBytesPerSecondMax:
-      text('ftCopyLimit') === undefined
-        ? undefined
-        : parseSize('--ft-copy-limit', text('ftCopyLimit')!),
+    peers: { addresses: parsePeers('--ft-peer', peer), key: keyOf(text('ftKey')) },
+    arbiter: text('ftArbiter') ?? 'none',
   };
 }
 
@@ -268,6 +246,7 @@ export async function parseRunOptions(
   const image = boot.kind === 'kernel' ? boot.kernel : boot.image;
   const guest = name ?? basename(image.name);
   const ft = ftOptions(text);
+  const settings = parseSettings((option) => text(camelCase(option)));
   const disks = parseDisks((values.disk as readonly string[] | undefined) ?? []);
   const nets = parseNets((values.net as readonly string[] | undefined) ?? [], guest);
   if (ft !== undefined) checkForReplication(disks, nets);
@@ -288,6 +267,7 @@ export async function parseRunOptions(
     control: text('control'),
     logLevel: logLevel as LogLevel,
     logFile: text('logFile'),
+    settings,
     ft,
   };
 }

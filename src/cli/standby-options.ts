@@ -1,7 +1,12 @@
 /** The options of `tsvmm standby`. */
 import { keyOf, parseEndpoint } from './ft-options.ts';
-import type { StatusMode } from './ft-status.ts';
-import { badOption, parseDurationNs } from './options.ts';
+import {
+  type PeerAddress,
+  type ProtectionSettings,
+  parsePeers,
+  parseSettings,
+} from './ft-settings.ts';
+import { badOption } from './options.ts';
 import { LOG_LEVELS, type LogLevel } from './report.ts';
 
 /** What `tsvmm standby` was asked to do. */
@@ -14,10 +19,12 @@ export interface StandbyOptions {
   readonly nets: ReadonlyMap<string, string>;
   readonly serial: string;
   readonly onPeerLoss: 'wait' | 'takeover';
-  readonly timeoutNs: number;
   readonly name: string | undefined;
   readonly control: string | undefined;
-  readonly status: StatusMode;
+  /** Deadline of silence, and how the guest is protected once it runs here. */
+  readonly settings: ProtectionSettings;
+  /** Who is to be its standby then, in the order in which they are tried. */
+  readonly peers: readonly PeerAddress[];
   readonly logLevel: LogLevel;
   readonly logFile: string | undefined;
 }
@@ -57,6 +64,7 @@ export function parseStandbyOptions(line: Readonly<Record<string, unknown>>): St
   }
   const logLevel = choice<LogLevel>('--log-level', 'logLevel', ['warn', ...LOG_LEVELS]);
   const arbiter = text('ftArbiter') ?? 'none';
+  const peers = text('ftPeer');
   return {
     listen: parseEndpoint('--listen', listen ?? incoming ?? '', '127.0.0.1'),
     key: keyOf(text('ftKey')),
@@ -65,10 +73,12 @@ export function parseStandbyOptions(line: Readonly<Record<string, unknown>>): St
     nets: byId('--net', (line.net as readonly string[] | undefined) ?? []),
     serial: text('serial') ?? 'stdio',
     onPeerLoss: choice('--on-peer-loss', 'onPeerLoss', ['wait', 'takeover']),
-    timeoutNs: parseDurationNs('--ft-timeout', text('ftTimeout') ?? '3s'),
     name: text('name'),
     control: text('control'),
-    status: choice('--ft-status', 'ftStatus', ['off', 'line', 'json']),
+    settings: parseSettings((option) =>
+      text(option.replace(/-([a-z])/g, (_, c: string) => c.toUpperCase())),
+    ),
+    peers: peers === undefined ? [] : parsePeers('--ft-peer', peers),
     logLevel,
     logFile: text('logFile'),
   };

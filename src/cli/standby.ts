@@ -12,7 +12,6 @@ import { STORAGE, type Storage } from '../ft/disk/storage.ts';
 import { announce } from '../ft/shell/announce.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
-import type { PrimaryShell } from '../ft/shell/primary-shell.ts';
 import { type StandbyMachine, StandbyShell, type Takeover } from '../ft/shell/standby-shell.ts';
 import { openKvmHost } from '../kvm/host.ts';
 import { loadNativeIo, type NativeIo } from '../kvm/native-io.ts';
@@ -36,11 +35,18 @@ import {
   parseDescription,
 } from './ft-description.ts';
 import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
+import { controlHandler, handleSignals } from './guest-commands.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
-import { endGuest, protect } from './protect.ts';
-import { makeImages, openReplicas, recordDisks, storageHere } from './replicated-disks.ts';
+import { Protection } from './protect.ts';
+import {
+  describeStorage,
+  makeImages,
+  openReplicas,
+  recordDisks,
+  storageHere,
+} from './replicated-disks.ts';
 import { openLog } from './report.ts';
-import { controlHandler, handleSignals, statusOf } from './run.ts';
+import { statusOf } from './run.ts';
 import { parseStandbyOptions, type StandbyOptions } from './standby-options.ts';
 
 /** A lost connection is looked into at once: the arbiter knows more than a delay would tell. */
@@ -57,6 +63,8 @@ interface Built extends StandbyMachine {
   readonly disks: ReplicatedDisks;
   readonly devices: OpenDevices;
   readonly description: Description;
+  /** What each of its disks is on this host. */
+  readonly diskOptions: readonly DiskOption[];
   readonly images: readonly Uint8Array[];
 }
 
@@ -139,7 +147,7 @@ class Builder {
 
   async build(received: unknown, images: readonly Uint8Array[]): Promise<Built> {
     const description = parseDescription(received);
-    const { disks, nets, timeoutNs, onPeerLoss } = this.#options;
+    const { disks, nets, settings, onPeerLoss } = this.#options;
     const closers: (() => unknown)[] = [];
     const host = openKvmHost();
     const log = this.#log;
@@ -189,6 +197,7 @@ class Builder {
         replicas,
         devices,
         description,
+        diskOptions: options,
         images,
         guest: replicatedGuest(machine),
         config: {
@@ -206,7 +215,7 @@ class Builder {
             onPeerLoss,
             retryNs: ARBITER_RETRY_NS,
           },
-          liveness: livenessFor(timeoutNs),
+          liveness: livenessFor(settings.timeoutNs),
           suspectNs: SUSPECT_NS,
         },
         dispose,
@@ -246,6 +255,16 @@ async function lockDisks(devices: OpenDevices, leased: boolean, log: Logger): Pr
   }
 }
 
+/** The guest as this host describes it to its next standby: the same machine on the disks of this host. */
+function describedHere({ description, diskOptions: options }: Built): Description {
+  const storages = describeStorage(options);
+  const disks = description.disks.map((disk, i) => {
+    const { ft, storage } = storages[i]!;
+    return { ...disk, ft: ft === 'auto' ? disk.ft : ft, storage };
+  });
+  return { ...description, disks };
+}
+
 /** Runs the guest from the committed state; returns the exit status. */
 async function takeOver(
   takeover: Takeover,
@@ -256,7 +275,7 @@ async function takeOver(
   setHandler: (handler: ControlHandler, end: () => void) => void,
 ): Promise<number> {
   const built = takeover.machine as Built;
-  const { machine, outputs, disks, devices, description, images, guest } = built;
+  const { machine, outputs, disks, devices, images, guest } = built;
   const beganNs = io.monotonicNs();
   await lockDisks(devices, arbiter?.lease !== undefined, log);
   await built.replicas?.goLive(takeover.generation);
@@ -266,32 +285,25 @@ async function takeOver(
   const repeated = replay.count;
   replay.replay(outputs.replaySink(guest.replayWrite));
   outputs.released();
-  const shell: PrimaryShell = protect(
+  const closers: (() => unknown)[] = [() => built.dispose()];
+  const protection = new Protection(
     {
       machine,
       outputs,
       disks,
       io,
-      description,
-      images,
-      arbiter,
-      generation: takeover.generation,
-      peer: undefined,
+      describe: () => ({ description: describedHere(built), images }),
+      atEnd: (close) => closers.push(close),
     },
-    {
-      policy: 'adaptive',
-      intervalNs: 20e6,
-      maxDowntimeNs: 30e6,
-      timeoutNs: options.timeoutNs,
-      onPeerLoss: 'continue',
-      status: options.status,
-      copyBytesPerSecondMax: undefined,
-    },
+    options.settings,
   );
-  const signals = handleSignals(machine, shell);
-  setHandler(controlHandler(machine, shell), () => endGuest(machine, shell));
+  const { generation } = takeover;
+  const { peers, key } = options;
+  protection.start({ arbiter, generation }, options.arbiter, { addresses: peers, key });
+  const signals = handleSignals(machine, protection);
+  setHandler(controlHandler(machine, protection), () => protection.endGuest());
   machine.start();
-  shell.start();
+  protection.run();
   const announcements = devices.nets.map(({ backend, mac }, i) =>
     announce({
       backend,
@@ -307,11 +319,15 @@ async function takeOver(
   log.warn(
     `the guest runs here now, as generation ${takeover.generation} (${since}); ${repeated} outputs of the lost host were sent again`,
   );
+  if (peers.length === 0) {
+    log.warn(
+      'the guest runs without protection: no --ft-peer was named; tsvmm protect brings it back',
+    );
+  }
   const outcome = await machine.finished;
   signals.release();
   for (const end of announcements) end();
-  shell.close();
-  await built.dispose();
+  await closeAll(closers, log);
   return signals.status ?? statusOf(outcome);
 }
 

@@ -33,8 +33,6 @@ export function guestPath(name: string): string {
 
 /** In the lab everything takes longer. */
 const SLOW = process.env.TSVMM_LAB === '1' ? 8 : 1;
-/** Silence after which a peer counts as lost. */
-const TIMEOUT = ['--ft-timeout', `${3 * SLOW}s`];
 
 /** Until the guest is protected, at most. */
 export const PROTECT_TIMEOUT_MS = 60_000 * SLOW;
@@ -129,7 +127,7 @@ export interface PairOptions {
   readonly diskBytes?: number;
   /** No disk and no card: guests that only compute and print. */
   readonly bare?: boolean;
-  /** No disk: nothing that two hosts share. */
+  /** A card and no disk. */
   readonly diskless?: boolean;
   /** Default: both use one lock file. */
   readonly arbiter?: 'lock' | 'none';
@@ -137,7 +135,27 @@ export interface PairOptions {
   readonly standbyArgs?: readonly string[];
   /** What stands in the place of the standby's arguments for its disk and card. */
   readonly standbyParts?: readonly string[];
+  /** Each side names the other as its standby for the time when it runs the guest. */
+  readonly roundTrip?: boolean;
+  /** The guest starts without a peer; it is protected later. */
+  readonly unprotected?: boolean;
+  /** Silence after which a peer counts as lost, milliseconds. Default 3 s. */
+  readonly timeoutMs?: number;
   readonly say?: (line: string) => void;
+}
+
+/** One of the two hosts. */
+export type Side = 'a' | 'b';
+
+/** The other host. */
+export const otherSide = (side: Side): Side => (side === 'a' ? 'b' : 'a');
+
+const STANDING_BY = /standing by on 127\.0\.0\.1:(\d+)/;
+const RUNS_HERE = /runs here now/;
+
+/** Where a standby listens. */
+function portOf(standby: Process): number {
+  return Number(STANDING_BY.exec(standby.log)![1]);
 }
 
 const DISK_BYTES = 16 * 2 ** 20;
@@ -149,9 +167,10 @@ export class Pair {
   readonly #options: PairOptions;
   readonly #processes: Process[] = [];
   #standbyCount = 0;
-  #proxy: CuttingProxy | undefined;
-  #standby: Process | undefined;
-  #primary: Process | undefined;
+  #third: Process | undefined;
+  /** The way to each host, as the other one sees it. */
+  readonly #proxies: Partial<Record<Side, CuttingProxy>> = {};
+  readonly #hosts: Partial<Record<Side, Process>> = {};
 
   constructor(options: PairOptions = {}) {
     this.#options = options;
@@ -174,47 +193,75 @@ export class Pair {
     return this.#options.disks === 'replicate' ? this.path('disk-b.img') : this.disk;
   }
 
+  /** The image that a host has. */
+  diskOf(side: Side): string {
+    return side === 'a' ? this.disk : this.standbyDisk;
+  }
+
   get arbiter(): string {
     return this.#options.arbiter === 'none' ? 'none' : `lock:${this.path('lock')}`;
   }
 
+  /** The process of a host: the newest. */
+  host(side: Side): Process {
+    return this.#hosts[side]!;
+  }
+
+  /** The process of the host that runs the guest at first. */
   get primary(): Process {
-    return this.#primary!;
+    return this.host('a');
   }
 
+  /** The process of the host that is the standby at first. */
   get standby(): Process {
-    return this.#standby!;
+    return this.host('b');
   }
 
+  /** The way from the first primary to the first standby. */
   get proxy(): CuttingProxy {
-    return this.#proxy!;
+    return this.proxyTo('b');
   }
 
-  /** Starts a standby (again) and the proxy in front of it. */
-  async startStandby(): Promise<void> {
-    const { standbyArgs = [], standbyParts, bare, diskless } = this.#options;
-    if (this.#proxy === undefined) await this.net.listen(this.path('net-a'));
-    if (this.#proxy === undefined) await this.net.listen(this.path('net-b'));
-    const name = this.#standbyCount++ === 0 ? 'standby' : `standby-${this.#standbyCount}`;
-    const parts = bare
-      ? []
-      : [
-          ...(diskless ? [] : ['--disk', `disk0=${this.standbyDisk}`]),
-          ...['--net', `net0=stream=${this.path('net-b')}`],
-        ];
+  /** The way to a host. */
+  proxyTo(side: Side): CuttingProxy {
+    return this.#proxies[side]!;
+  }
+
+  get #timeout(): string[] {
+    return ['--ft-timeout', `${(this.#options.timeoutMs ?? 3000) * SLOW}ms`];
+  }
+
+  async #prepare(): Promise<void> {
+    if (this.#proxies.a !== undefined) return;
+    for (const side of ['a', 'b'] as const) {
+      await this.net.listen(this.path(`net-${side}`));
+      this.#proxies[side] = await CuttingProxy.start(1);
+    }
+  }
+
+  /** Starts a standby (again), also on the host that ran the guest before. */
+  async startStandby(side: Side = 'b'): Promise<void> {
+    await this.#prepare();
+    const { standbyArgs = [], standbyParts, bare, diskless, roundTrip } = this.#options;
+    const count = ++this.#standbyCount;
+    const name = count === 1 ? 'standby' : `standby-${count}`;
+    const net = `net0=stream=${this.path(`net-${side}`)}`;
+    const disk = diskless ? [] : ['--disk', `disk0=${this.diskOf(side)}`];
+    const parts = bare ? [] : [...disk, '--net', net];
+    const peer = `127.0.0.1:${this.proxyTo(otherSide(side)).port}`;
     const standby = new Process(name, this.folder, [
       ...['standby', '--listen', '127.0.0.1:0', ...(standbyParts ?? parts)],
-      ...['--serial', `file:${this.path('console-b')}`],
-      ...['--ft-arbiter', this.arbiter, '--control', this.path('b.sock')],
-      ...TIMEOUT,
+      ...['--serial', `file:${this.path(`console-${side}`)}`],
+      ...['--ft-arbiter', this.arbiter, '--control', this.path(`${side}.sock`)],
+      ...(roundTrip ? ['--ft-peer', peer] : []),
+      ...this.#timeout,
       ...standbyArgs,
     ]);
     this.#processes.push(standby);
-    this.#standby = standby;
-    await standby.said(/standing by on 127\.0\.0\.1:\d+/);
-    const port = Number(/standing by on 127\.0\.0\.1:(\d+)/.exec(standby.log)![1]);
-    if (this.#proxy === undefined) this.#proxy = await CuttingProxy.start(port);
-    else this.#proxy.port = port;
+    this.#hosts[side] = standby;
+    await standby.said(STANDING_BY);
+    const port = portOf(standby);
+    this.proxyTo(side).port = port;
     this.#options.say?.(`standby listens on port ${port}`);
   }
 
@@ -230,44 +277,78 @@ export class Pair {
       ...(o.bare || o.diskless ? [] : ['--disk', this.disk]),
       ...(o.bare ? [] : ['--net', `stream=${this.path('net-a')},${card}`]),
       ...['--serial', `file:${this.path('console-a')}`],
-      ...['--ft-peer', `127.0.0.1:${this.proxy.port}`, '--ft-arbiter', this.arbiter],
-      ...['--ft-policy', o.policy ?? 'adaptive', '--control', this.path('a.sock')],
-      ...TIMEOUT,
+      ...(o.unprotected ? [] : this.#protection),
+      ...['--control', this.path('a.sock')],
       ...(o.primaryArgs ?? []),
     ]);
     this.#processes.push(primary);
-    this.#primary = primary;
+    this.#hosts.a = primary;
+  }
+
+  get #protection(): string[] {
+    return [
+      ...['--ft-peer', `127.0.0.1:${this.proxy.port}`, '--ft-arbiter', this.arbiter],
+      ...['--ft-policy', this.#options.policy ?? 'adaptive', ...this.#timeout],
+    ];
+  }
+
+  /** Starts a standby on one more host, that looks for no standby of its own. */
+  async startThird(): Promise<void> {
+    await this.net.listen(this.path('net-c'));
+    const third = new Process('third', this.folder, [
+      ...['standby', '--listen', '127.0.0.1:0', '--disk', `disk0=${this.disk}`],
+      ...['--net', `net0=stream=${this.path('net-c')}`, '--serial', 'null'],
+      ...['--ft-arbiter', this.arbiter, ...this.#timeout],
+    ]);
+    this.#processes.push(third);
+    this.#third = third;
+    await third.said(STANDING_BY);
+  }
+
+  /** Where the third host's standby listens. */
+  get thirdPort(): number {
+    return portOf(this.#third!);
+  }
+
+  /** Whether the third host runs the guest. */
+  thirdTookOver(): boolean {
+    return RUNS_HERE.test(this.#third!.log);
   }
 
   /** What a side answers to a control command; undefined when it answers nothing. */
-  async ask(side: 'a' | 'b', command: string): Promise<Record<string, unknown> | undefined> {
+  async ask(
+    side: Side,
+    command: string,
+    fields: Readonly<Record<string, unknown>> = {},
+  ): Promise<Record<string, unknown> | undefined> {
     try {
-      return await askControl(this.path(`${side}.sock`), { command });
+      return await askControl(this.path(`${side}.sock`), { command, ...fields });
     } catch {
       return undefined;
     }
   }
 
-  /** Figures of the primary's replication. */
-  async figures(): Promise<Record<string, unknown> | undefined> {
-    return (await this.ask('a', 'status'))?.replication as Record<string, unknown> | undefined;
+  /** Figures of the replication of whoever runs the guest, the first primary if nothing else is said. */
+  async figures(side: Side = 'a'): Promise<Record<string, unknown> | undefined> {
+    return (await this.ask(side, 'status'))?.replication as Record<string, unknown> | undefined;
   }
 
-  async phase(): Promise<string | undefined> {
-    return (await this.figures())?.phase as string | undefined;
+  async phase(side: Side = 'a'): Promise<string | undefined> {
+    return (await this.figures(side))?.phase as string | undefined;
   }
 
-  /** Waits until the guest is protected. */
-  async protected(): Promise<void> {
+  /** Waits until the guest that runs on `side` is protected. */
+  async protected(side: Side = 'a'): Promise<void> {
+    const host = this.host(side);
     await until('the guest is protected', PROTECT_TIMEOUT_MS, async () => {
-      if (this.primary.ended) throw new Error(`the primary ended:\n${this.primary.log}`);
-      return (await this.phase()) === 'protected';
+      if (host.ended) throw new Error(`the ${host.name} ended:\n${host.log}`);
+      return (await this.phase(side)) === 'protected';
     });
   }
 
-  /** Whether the standby runs the guest. */
-  tookOver(): boolean {
-    return /runs here now/.test(this.standby.log);
+  /** Whether the standby of that side has taken the guest over. */
+  tookOver(side: Side = 'b'): boolean {
+    return RUNS_HERE.test(this.host(side).log);
   }
 
   /** Kills what still runs. */
@@ -281,7 +362,7 @@ export class Pair {
       process.signal('SIGCONT');
       process.signal('SIGKILL');
     }
-    this.#proxy?.close();
+    for (const proxy of Object.values(this.#proxies)) proxy.close();
     this.net.close();
     if (!keep) rmSync(this.folder, { recursive: true, force: true });
   }

@@ -11,6 +11,7 @@ export class CuttingProxy {
   #passed = 0;
   #refuse = false;
   #answersHeld = false;
+  #silent = false;
   /** How often a connection was cut. */
   cuts = 0;
   /** Called at the cut, before either end can notice it. */
@@ -53,7 +54,6 @@ export class CuttingProxy {
       near.destroy();
       far.destroy();
     };
-    if (this.#answersHeld) far.pause();
     for (const [from, to] of [
       [near, far],
       [far, near],
@@ -74,6 +74,19 @@ export class CuttingProxy {
         this.onCut();
         setImmediate(end);
       });
+    }
+    if (this.#answersHeld || this.#silent) far.pause();
+    if (this.#silent) near.pause();
+  }
+
+  /** Lets nothing through either way and closes nothing, as a network does that loses its middle; or heals. */
+  setSilent(silent: boolean): void {
+    this.#silent = silent;
+    for (const pair of this.#pairs) {
+      for (const socket of pair) {
+        if (silent) socket.pause();
+        else socket.resume();
+      }
     }
   }
 

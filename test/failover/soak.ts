@@ -1,9 +1,13 @@
 /**
- * `npm run soak -- --runs N [--fault NAME] [--seed N] [--disk shared|replicate|both]`: failovers at random instants, every kind of fault in turn, and a tally. Ends
- * with status 1 if anything was lost; each failure prints the command that repeats it.
+ * `npm run soak -- --runs N [--fault NAME] [--rounds N] [--seed N] [--disk shared|replicate|both]`: failovers at random instants, every
+ * kind of fault in turn, and a tally. `--rounds N` sends the guest back and forth N times in each run; `--fault partition` cuts the link between hosts that live
+ * and looks that one side goes on. Ends with status 1 if anything was lost; each failure prints the command that repeats it.
  */
 import { Prng } from '../../src/base/prng.ts';
+import { runPartition, WINNERS } from './partition.ts';
+import { runRoundTrip } from './round-trip.ts';
 import { FAULTS, type FaultName, runScenario } from './scenario.ts';
+import type { Verdict } from './verify.ts';
 
 const args = process.argv.slice(2);
 const value = (name: string): string | undefined => {
@@ -12,18 +16,51 @@ const value = (name: string): string | undefined => {
 };
 const runs = Number(value('--runs') ?? 200);
 const seed = Number(value('--seed') ?? Date.now() % 1e9);
-const only = value('--fault') as FaultName | undefined;
 /** `shared`, `replicate`, or both in turn. */
 const kept = value('--disk') ?? 'shared';
+const rounds = value('--rounds');
+/** What a run is: a fault, several failovers, or a partition that one of the sides survives. */
+type RunName = FaultName | 'round-trip' | `partition-${(typeof WINNERS)[number]}`;
+const only = value('--fault');
+const names: readonly RunName[] =
+  rounds !== undefined
+    ? ['round-trip']
+    : only === 'partition'
+      ? WINNERS.map((winner) => `partition-${winner}` as const)
+      : [...FAULTS, ...WINNERS.map((winner) => `partition-${winner}` as const)].filter((name) =>
+          only === undefined ? !name.startsWith('partition') : name === only,
+        );
+if (names.length === 0) {
+  process.stderr.write(
+    `soak: --fault is partition, partition-primary, partition-standby or one of ${FAULTS.join(', ')}\n`,
+  );
+  process.exit(2);
+}
 const policies = ['adaptive', 'kemari', 'periodic'] as const;
 const models = ['virtio', 'e1000'] as const;
 const tally = new Map<
-  FaultName,
+  RunName,
   { runs: number; lost: number; failed: number; outputs: number; blackouts: number[] }
 >();
 
+type Options = Pick<Parameters<typeof runScenario>[0], 'random' | 'policy' | 'model' | 'disks'>;
+
+/** One run, from start to verdict. */
+async function runOne(
+  name: RunName,
+  options: Options,
+): Promise<Verdict & { readonly verified: boolean }> {
+  if (name === 'round-trip') {
+    const late = options.random.below(2) === 1;
+    return await runRoundTrip({ ...options, late, rounds: Number(rounds) });
+  }
+  const winner = WINNERS.find((side) => name === `partition-${side}`);
+  if (winner !== undefined) return await runPartition({ ...options, winner });
+  return await runScenario({ ...options, fault: name as FaultName });
+}
+
 for (let run = 0; run < runs; run++) {
-  const fault = only ?? FAULTS[run % FAULTS.length]!;
+  const fault = names[run % names.length]!;
   const runSeed = seed + run;
   const random = new Prng(runSeed);
   const policy = random.pick(policies);
@@ -32,10 +69,10 @@ for (let run = 0; run < runs; run++) {
   const row = tally.get(fault) ?? { runs: 0, lost: 0, failed: 0, outputs: 0, blackouts: [] };
   tally.set(fault, row);
   row.runs++;
-  const repeat = `npm run soak -- --runs 1 --fault ${fault} --seed ${runSeed} --disk ${kept}`;
+  const which = fault === 'round-trip' ? `--rounds ${rounds}` : `--fault ${fault}`;
+  const repeat = `npm run soak -- --runs 1 ${which} --seed ${runSeed} --disk ${kept}`;
   try {
-    const result = await runScenario({
-      fault,
+    const result = await runOne(fault, {
       random,
       policy,
       model,

@@ -19,6 +19,8 @@ export class Switch {
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
   readonly #framesFrom = new Map<string, number>();
+  /** Sees every frame, with the port that it comes from. */
+  onFrame: (from: string, frame: Uint8Array) => void = () => {};
 
   /** Adds a port that listens at `path`; one connection at a time, a new one replaces the old. */
   async listen(path: string): Promise<void> {
@@ -74,6 +76,7 @@ export class Switch {
   #forward(from: string, frame: Uint8Array): void {
     this.#framesFrom.set(from, this.framesFrom(from) + 1);
     if (frame.length < 14) return;
+    this.onFrame(from, frame);
     const hex = Buffer.from(frame.subarray(0, 12)).toString('hex');
     this.#table.set(hex.slice(12), from);
     const group = (frame[0]! & 1) !== 0;

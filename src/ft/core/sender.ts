@@ -456,7 +456,7 @@ export class Sender {
     }
     const ours = id !== 0 && message.generation === this.#hello.generation;
     if (this.#state !== 'stream' || !ours) {
-      this.#close(FAULT.STATE_INVALID, faultSentence(code));
+      this.#close(FAULT.STATE_INVALID, id === 0 ? sentence : faultSentence(code));
       return;
     }
     if (message.seq !== this.#attempt) return; // about transactions that were cancelled before it came

@@ -4,9 +4,17 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { silentLog } from '../../base/log.ts';
 import { readKey } from './key.ts';
-import { dial, isLoopback, type Link, type LinkHandler, listen } from './link.ts';
+import {
+  type DialHandler,
+  type DiallingLink,
+  dial,
+  isLoopback,
+  type Link,
+  listen,
+  requireKey,
+} from './link.ts';
 
-class End implements LinkHandler {
+class End implements DialHandler {
   readonly events: string[] = [];
   readonly received_: Uint8Array[] = [];
   #waiters: { test: () => boolean; done: () => void }[] = [];
@@ -39,6 +47,10 @@ class End implements LinkHandler {
     this.events.push('disconnected');
     this.#check();
   }
+  failed(why: string): void {
+    this.events.push(`failed: ${why}`);
+    this.#check();
+  }
   get total(): number {
     return this.received_.reduce((sum, part) => sum + part.length, 0);
   }
@@ -58,9 +70,10 @@ for (const withKey of [undefined, key]) {
       const primary = new End();
       const common = { host: '127.0.0.1', key: withKey, log: silentLog };
       const server = await listen({ ...common, port: 0 }, standby);
-      const client = dial({ ...common, port: server.port }, primary);
+      const client = dial(primary);
+      const to = { ...common, port: server.port };
       open.push(server, client);
-      client.connect();
+      client.connect(to);
       await standby.until(() => standby.events.length === 1);
       await primary.until(() => primary.events.length === 1);
       let flushed = false;
@@ -73,7 +86,7 @@ for (const withKey of [undefined, key]) {
       await primary.until(() => primary.total === 1);
       server.drop();
       await primary.until(() => primary.events.length === 2);
-      client.connect();
+      client.connect(to);
       await primary.until(() => primary.events.join() === 'connected,disconnected,connected');
       expect(client.up).toBe(true);
     });
@@ -89,12 +102,12 @@ describe('who may connect', () => {
     open.push(server);
     const ends = Array.from({ length: 12 }, () => new End());
     const [first, garbage, silent, ...more] = ends.map((end) => {
-      const link = dial({ ...common, port: server.port }, end);
+      const link = dial(end);
       open.push(link);
       return link;
     });
-    const connected = async (i: number, link: Link & { connect(): void }): Promise<void> => {
-      link.connect();
+    const connected = async (i: number, link: DiallingLink): Promise<void> => {
+      link.connect({ ...common, port: server.port });
       await ends[i]!.until(() => ends[i]!.events.length > 0);
     };
     await connected(0, first!);
@@ -119,9 +132,9 @@ describe('who may connect', () => {
     const common = { host: '127.0.0.1', key: undefined, log: silentLog };
     const server = await listen({ ...common, port: 0 }, standby);
     const end = new End();
-    const client = dial({ ...common, port: server.port }, end);
+    const client = dial(end);
     open.push(server, client);
-    client.connect();
+    client.connect({ ...common, port: server.port });
     await end.until(() => end.events.length === 1);
     await standby.until(() => standby.events.length === 1);
     server.setReading(false);
@@ -142,22 +155,23 @@ describe('who may connect', () => {
     const server = await listen({ host: '127.0.0.1', port: 0, key, log }, standby);
     const wrong = new End();
     const common = { host: '127.0.0.1', port: server.port, log: silentLog };
-    const stranger = dial({ ...common, key: new Uint8Array(32) }, wrong);
-    const plain = dial({ ...common, key: undefined }, new End());
+    const stranger = dial(wrong);
+    const plain = dial(new End());
     open.push(server, stranger, plain);
-    stranger.connect();
-    plain.connect();
+    stranger.connect({ ...common, key: new Uint8Array(32) });
+    plain.connect({ ...common, key: undefined });
     for (let i = 0; i < 200 && warnings.length < 1; i++)
       await new Promise((done) => setTimeout(done, 10));
     expect(warnings.length).toBeGreaterThan(0);
     expect(standby.events).toEqual([]);
-    expect(wrong.events).toEqual([]);
+    await wrong.until(() => wrong.events.length > 0);
+    expect(wrong.events.every((event) => event.startsWith('failed: '))).toBe(true);
   });
 
   it('needs a key for anything but loopback', async () => {
     const handler = new End();
     const options = { host: '192.0.2.1', port: 1, key: undefined, log: silentLog };
-    expect(() => dial(options, handler)).toThrow(/needs a key/);
+    expect(() => requireKey(options, 'the peer')).toThrow(/needs a key/);
     await expect(listen({ ...options, host: '0.0.0.0' }, handler)).rejects.toThrow(/needs a key/);
     expect(['127.0.0.1', '::1', 'localhost', '::ffff:127.9.9.9'].every(isLoopback)).toBe(true);
     expect(['10.0.0.1', 'example.org', '::', '128.0.0.1'].some(isLoopback)).toBe(false);

@@ -77,7 +77,7 @@ export function isLoopback(host: string): boolean {
 }
 
 /** Refuses to leave the machine without a key. @throws VmmError `FT_KEY_NEEDED` */
-function requireKey(options: LinkOptions, what: string): void {
+export function requireKey(options: LinkOptions, what: string): void {
   if (options.key === undefined && !isLoopback(options.host)) {
     throw new VmmError(
       'FT_KEY_NEEDED',
@@ -176,22 +176,24 @@ class Connection implements Link {
 
 /** A dialling end: each {@link DiallingLink.connect} is one attempt. */
 export interface DiallingLink extends Link {
-  /** Starts an attempt unless there is a connection or an attempt already. Its failure is only logged. */
-  connect(): void;
+  /** Starts an attempt to reach `to` unless there is a connection or an attempt already. */
+  connect(to: LinkOptions): void;
 }
 
-/**
- * Makes an end that dials `options`.
- * @throws VmmError `FT_KEY_NEEDED`
- */
-export function dial(options: LinkOptions, handler: LinkHandler): DiallingLink {
-  requireKey(options, 'the peer');
+/** Who hears of a dialling end. */
+export interface DialHandler extends LinkHandler {
+  /** An attempt came to nothing. */
+  failed(why: string): void;
+}
+
+/** Makes an end that dials. */
+export function dial(handler: DialHandler): DiallingLink {
   const connection = new Connection(handler);
   let pending: Socket | undefined;
-  let complained = '';
-  const connect = (): void => {
+  const connect = (to: LinkOptions): void => {
     if (connection.closed || connection.up || pending !== undefined) return;
-    const { host, port, key } = options;
+    requireKey(to, 'the peer');
+    const { host, port, key } = to;
     const socket: Socket =
       key === undefined
         ? connectTcp({ host, port })
@@ -204,14 +206,13 @@ export function dial(options: LinkOptions, handler: LinkHandler): DiallingLink {
           });
     pending = socket;
     socket.setTimeout(CONNECT_TIMEOUT_MS, () => socket.destroy(new Error('no answer')));
+    let why = 'the connection closed';
     const onError = (error: Error): void => {
-      const why = messageOf(error);
-      if (why !== complained)
-        options.log.info(`cannot reach the peer ${host}:${port}: ${why}; trying on`);
-      complained = why;
+      why = messageOf(error);
     };
     const onClose = (): void => {
       pending = undefined;
+      if (!connection.closed) handler.failed(why);
     };
     socket.on('error', onError);
     socket.once('close', onClose);
@@ -220,7 +221,6 @@ export function dial(options: LinkOptions, handler: LinkHandler): DiallingLink {
       socket.off('error', onError);
       socket.setTimeout(0);
       pending = undefined;
-      complained = '';
       connection.adopt(socket);
     });
   };

@@ -14,9 +14,11 @@ import { AnswerReader, imageParts } from './introduction.ts';
 import { type DiallingLink, dial, type LinkOptions } from './link.ts';
 import type { PageSender } from './page-sender.ts';
 
+/** A host that takes the connection and does not answer the introduction in this time is not there. */
+const ANSWER_TIMEOUT_MS = 5000;
+
 /** What a connection is made of. */
 export interface PeerConnectionParts {
-  readonly peer: LinkOptions;
   readonly io: NativeIo;
   readonly log: Logger;
   /** First message of each connection, and the boot images it names, by number. */
@@ -32,7 +34,9 @@ export interface PeerConnectionHandler {
   connected(storage: readonly Storage[]): void;
   message(message: Message): void;
   fault(fault: DecodeFault): void;
-  disconnected(): void;
+  disconnected(why: string): void;
+  /** An attempt to reach it came to nothing. */
+  failed(why: string): void;
   /** Everything that one piece of the stream held has been reported. */
   settled(): void;
 }
@@ -45,23 +49,30 @@ export class PeerConnection {
   readonly #headers: Uint8Array[] = [];
   #decoder: Decoder | undefined;
   #answers: AnswerReader | undefined;
+  #who = '';
+  /** Whether the present connection got as far as an agreement; only then its end is worth a line. */
+  #agreed = false;
+  /** Whoever took the connection did not answer in time. */
+  #mute = false;
+  #patience: NodeJS.Timeout | undefined;
   /** Bytes given to the link since the start. */
   sentBytes = 0;
 
-  /** @throws VmmError `FT_KEY_NEEDED` */
   constructor(parts: PeerConnectionParts, handler: PeerConnectionHandler) {
     this.#parts = parts;
     this.#handler = handler;
-    this.#link = dial(parts.peer, {
+    this.#link = dial({
       connected: (who) => this.#connected(who),
       received: (bytes) => this.#received(bytes),
       drained: () => {},
       disconnected: (why) => this.#disconnected(why),
+      failed: (why) => handler.failed(why),
     });
   }
 
-  connect(): void {
-    this.#link.connect();
+  /** Starts an attempt to reach the standby at `peer`. */
+  connect(peer: LinkOptions): void {
+    this.#link.connect(peer);
   }
 
   drop(): void {
@@ -74,6 +85,8 @@ export class PeerConnection {
 
   /** The two ends have agreed: a standby sends no bulk frames. */
   agreed(): void {
+    this.#agreed = true;
+    this.#parts.log.info(`connected to the standby at ${this.#who}`);
     this.#decoder?.setBulkBytesMax(0);
   }
 
@@ -98,10 +111,15 @@ export class PeerConnection {
   }
 
   #connected(who: string): void {
-    this.#parts.log.info(`connected to the standby at ${who}`);
+    this.#who = who;
     this.#answers = new AnswerReader();
     this.#decoder = undefined;
     this.#link.send([this.#parts.introduction]);
+    this.#patience = setTimeout(() => {
+      this.#mute = true;
+      this.#link.drop();
+    }, ANSWER_TIMEOUT_MS);
+    this.#patience.unref();
   }
 
   #received(bytes: Uint8Array): void {
@@ -121,6 +139,7 @@ export class PeerConnection {
     const answer = this.#answers!.push(bytes);
     if (answer === undefined) return;
     this.#answers = undefined;
+    clearTimeout(this.#patience);
     const { images, io } = this.#parts;
     for (const number of new Set(answer.wanted)) {
       const image = images[number];
@@ -142,9 +161,15 @@ export class PeerConnection {
   }
 
   #disconnected(why: string): void {
-    this.#parts.log.info(`the connection to the standby is gone: ${why}`);
+    clearTimeout(this.#patience);
+    const mute = this.#mute;
+    this.#mute = false;
+    if (this.#agreed) {
+      this.#parts.log.info(`the connection to the standby is gone: ${why}`);
+    }
+    this.#agreed = false;
     this.#answers = undefined;
     this.#decoder = undefined;
-    this.#handler.disconnected();
+    this.#handler.disconnected(mute ? 'it does not answer' : why);
   }
 }

@@ -7,98 +7,41 @@
  */
 import { assert } from '../../base/assert.ts';
 import { messageOf } from '../../base/error.ts';
-import type { Logger } from '../../base/log.ts';
-import type { NativeIo } from '../../kvm/native-io.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
-import {
-  Primary,
-  type PrimaryConfig,
-  type PrimaryEffect,
-  type PrimaryPhase,
-} from '../core/primary.ts';
-import type { DiskCopyOwner, DiskCopyParts, DiskCopyProgress } from '../disk/disk-copy.ts';
-import type { DiskFigures, ReplicatedDisks } from '../disk/replicated-disks.ts';
+import { Primary, type PrimaryEffect, type PrimaryPhase } from '../core/primary.ts';
+import type { DiskCopyOwner, DiskCopyParts } from '../disk/disk-copy.ts';
+import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
 import { STORAGE } from '../disk/storage.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import type { Arbiter } from './arbiter.ts';
 import { Epoch } from './epoch.ts';
-import { FirstCopy, type SyncProgress } from './first-copy.ts';
-import type { ReplicatedGuest } from './guest.ts';
+import { FirstCopy } from './first-copy.ts';
 import type { Lease } from './lease.ts';
-import type { LinkOptions } from './link.ts';
-import type { Outputs } from './outputs.ts';
+import { type LinkOptions, requireKey } from './link.ts';
 import { type EpochSink, PageSender } from './page-sender.ts';
 import { PeerConnection } from './peer-connection.ts';
+import { PeerRing, peerName } from './peer-ring.ts';
+import type { LiveSettings, PrimaryFigures, PrimaryShellOptions } from './primary-parts.ts';
 import { Staging } from './staging.ts';
 
 /** Blocks of staging: 128 MiB of copied pages in all. */
 const STAGING_BLOCKS = 64;
 /** Longest time between two looks at the clock. */
 const TICK_NS = 50e6;
-/** From a standby's refusal to the next try. */
-const REFUSED_RETRY_MS = 5000;
+/** From the last standby's refusal to the next try. */
+const REFUSED_RETRY_NS = 5e9;
 /** Contents kept for deltas, at most: 64 Ki pages, 256 MiB. */
 const CACHE_PAGES_MAX = 65536;
 
 const NO_PAGES = new Uint32Array(0);
 
-/** What the primary needs. */
-export interface PrimaryShellOptions {
-  readonly guest: ReplicatedGuest;
-  readonly outputs: Outputs;
-  /** The guest's disks, of which a standby may have copies of its own. */
-  readonly disks?: ReplicatedDisks | undefined;
-  /** Most bytes a second of the disks' first copy. Default: no limit. */
-  readonly copyBytesPerSecondMax?: number | undefined;
-  readonly io: NativeIo;
-  readonly log: Logger;
-  readonly config: PrimaryConfig;
-  readonly arbiter: Arbiter | undefined;
-  /** Where the standby listens. */
-  readonly peer: LinkOptions | undefined;
-  /** The guest may stand still this long at the end of the first copy. */
-  readonly maxDowntimeNs: number;
-  /** First message of each connection, and the boot images it names, by number. */
-  readonly introduction: Uint8Array;
-  readonly images: readonly Uint8Array[];
-  readonly events: PrimaryShellEvents;
-}
-
-/** What the owner hears. */
-export interface PrimaryShellEvents {
-  phase(phase: PrimaryPhase, sentence: string): void;
-  /** The guest must never run here again: another generation runs it. */
-  fenced(generation: number): void;
-  /** The guest's run is over here: everything it showed is out. */
-  over(why: 'ended' | 'handed-over'): void;
-  /** The first copy's progress. */
-  syncProgress(progress: SyncProgress): void;
-  /** The progress of the disks' first copy, about once a second. */
-  diskProgress(progress: DiskCopyProgress): void;
-}
-
-/** Figures for the status line. */
-export interface PrimaryFigures {
-  readonly phase: PrimaryPhase;
-  readonly generation: number;
-  readonly epochs: number;
-  readonly ackedEpochs: number;
-  readonly inFlight: number;
-  readonly lastPauseNs: number;
-  readonly lastPages: number;
-  readonly outputDelayNs: number;
-  readonly heldOutputs: number;
-  readonly sentBytes: number;
-  readonly disks: readonly DiskFigures[];
-  /** The first copy of the disks, while it is under way. */
-  readonly diskCopy: DiskCopyProgress | undefined;
-}
-
 /** See the module's head. */
 export class PrimaryShell {
   readonly primary: Primary;
   readonly #o: PrimaryShellOptions;
-  readonly #link: PeerConnection | undefined;
+  readonly #link: PeerConnection;
+  readonly #ring: PeerRing;
+  #maxDowntimeNs: number;
   readonly #sender: PageSender;
   readonly #staging = new Staging(STAGING_BLOCKS);
   readonly #timer: { arm(deadlineNs: number): void; cancel(): void; close(): void };
@@ -131,7 +74,9 @@ export class PrimaryShell {
 
   constructor(options: PrimaryShellOptions) {
     this.#o = options;
-    const { guest, outputs, io, config, peer } = options;
+    const { guest, outputs, io, config, log, introduction, images } = options;
+    this.#maxDowntimeNs = options.maxDowntimeNs;
+    this.#ring = new PeerRing(log);
     this.primary = new Primary(config, outputs.tap);
     const frames = guest.memory.totalBytes / PAGE_SIZE;
     this.#harvest = new Uint32Array(frames);
@@ -162,25 +107,24 @@ export class PrimaryShell {
     }
     const lease = options.arbiter?.lease;
     if (lease !== undefined) this.#watchLease(lease);
-    if (peer !== undefined) {
-      const { log, introduction, images } = options;
-      this.#link = new PeerConnection(
-        { peer, io, log, introduction, images, sender: this.#sender },
-        {
-          connected: (storage) => {
-            disks?.setStorage(storage);
-            for (const [i, disk] of outputs.disks.entries()) {
-              disk.isOutput = storage[i] !== STORAGE.replicated;
-            }
-            this.primary.connected(this.#now());
-          },
-          message: (message) => this.primary.message(message, this.#now()),
-          fault: (fault) => this.primary.decodeFault(fault, this.#now()),
-          disconnected: () => this.#disconnected(),
-          settled: () => this.#run(),
+    this.#link = new PeerConnection(
+      { io, log, introduction, images, sender: this.#sender },
+      {
+        connected: (storage) => {
+          disks?.setStorage(storage);
+          for (const [i, disk] of outputs.disks.entries()) {
+            disk.isOutput = storage[i] !== STORAGE.replicated;
+          }
+          this.primary.connected(this.#now());
         },
-      );
-    }
+        message: (message) => this.primary.message(message, this.#now()),
+        fault: (fault) => this.primary.decodeFault(fault, this.#now()),
+        disconnected: (why) => this.#disconnected(why),
+        failed: (why) => this.#peerFailed(`cannot be reached: ${why}`),
+        settled: () => this.#run(),
+      },
+    );
+    this.#setRing(options.peers);
   }
 
   /** A lease must run out also while the host is suspended, so this clock goes on then. */
@@ -209,6 +153,34 @@ export class PrimaryShell {
   /** Begins: from now on the guest may run. */
   start(): void {
     this.#started = true;
+    this.#tick();
+  }
+
+  /**
+   * Protection is wanted from one of these standbys, tried in this order. One that protects the guest now goes on doing so.
+   * @throws VmmError `FT_KEY_NEEDED`
+   */
+  setPeers(peers: readonly LinkOptions[]): void {
+    this.#setRing(peers);
+    clearTimeout(this.#retry);
+    this.primary.protect(this.#now());
+    this.#run();
+  }
+
+  #setRing(peers: readonly LinkOptions[]): void {
+    for (const peer of peers) requireKey(peer, 'the peer');
+    this.#ring.set(peers);
+  }
+
+  /** What can be changed while the guest is protected, as it is now. */
+  get settings(): LiveSettings {
+    return { policy: this.primary.policy.config, maxDowntimeNs: this.#maxDowntimeNs };
+  }
+
+  /** Changes it; takes effect at the next checkpoint, or the next round of a first copy. */
+  configure(settings: LiveSettings): void {
+    this.primary.policy.configure(settings.policy);
+    this.#maxDowntimeNs = settings.maxDowntimeNs;
     this.#tick();
   }
 
@@ -253,6 +225,8 @@ export class PrimaryShell {
 
   figures(): PrimaryFigures {
     const { primary } = this;
+    const { policy, intervalNs } = primary.policy.config;
+    const peer = this.#ring.current;
     return {
       phase: primary.phase,
       generation: primary.sender.generation,
@@ -263,9 +237,13 @@ export class PrimaryShell {
       lastPages: this.#lastPages,
       outputDelayNs: this.#outputDelayNs,
       heldOutputs: primary.tap.heldCount,
-      sentBytes: this.#link?.sentBytes ?? 0,
+      sentBytes: this.#link.sentBytes,
       disks: this.#o.disks?.figures() ?? [],
       diskCopy: this.#o.disks?.progress,
+      peer: peer === undefined ? '' : peerName(peer),
+      policy,
+      intervalMs: intervalNs / 1e6,
+      maxDowntimeMs: this.#maxDowntimeNs / 1e6,
     };
   }
 
@@ -275,7 +253,7 @@ export class PrimaryShell {
     this.#timer.close();
     clearTimeout(this.#retry);
     this.#stream++;
-    this.#link?.close();
+    this.#link.close();
     for (const epoch of this.#epochs.values()) epoch.dispose();
   }
 
@@ -321,17 +299,20 @@ export class PrimaryShell {
   #perform(e: PrimaryEffect): void {
     switch (e.type) {
       case 'send':
-        this.#link?.send(e.message, e.chunk);
+        this.#link.send(e.message, e.chunk);
         break;
       case 'close':
-        this.#o.log.info(`the connection to the standby is closed: ${e.sentence}`);
-        this.#link?.drop();
+        if (!this.primary.passing) {
+          this.#o.log.info(`the connection to the standby is closed: ${e.sentence}`);
+        }
+        this.#peerFailed(e.sentence);
+        this.#link.drop();
         break;
       case 'connect':
-        if (this.#now() >= this.#connectFromNs) this.#link?.connect();
+        this.#connect();
         break;
       case 'agreed':
-        this.#link?.agreed();
+        this.#link.agreed();
         break;
       case 'opened':
         this.#opened(e.mode);
@@ -412,8 +393,25 @@ export class PrimaryShell {
     }
   }
 
+  /** Outputs that are held wait for the peer that held the last state; without any, whoever's turn it is. */
+  #connect(): void {
+    if (this.#now() < this.#connectFromNs) return;
+    const peer = this.#ring.take(this.#now(), !this.primary.passing);
+    if (peer !== undefined) this.#link.connect(peer);
+  }
+
+  /** The peer is of no use now; where nothing waits for it, the next one is tried. */
+  #peerFailed(why: string, pauseNs = 0): void {
+    const peer = this.#ring.current;
+    if (peer === undefined || !this.primary.passing) return;
+    if (!this.#ring.failed(why, this.#now(), pauseNs)) return;
+    this.#o.events.peerFailed(peerName(peer), why, this.#ring.roundOver);
+  }
+
   #phase(phase: PrimaryPhase, sentence: string): void {
     if (phase === 'alone') this.#o.disks?.forget();
+    if (phase === 'protected') this.#ring.succeeded();
+    else if (phase === 'alone') this.#peerFailed('it was lost');
     if (phase === 'alone' && this.#logging && this.#copy === undefined) {
       this.#o.guest.setDirtyLog(false);
       this.#logging = false;
@@ -425,18 +423,21 @@ export class PrimaryShell {
 
   /** The standby cannot protect this guest as it is. It may be started anew with what it lacks, so it is asked again. */
   #refused(sentence: string): void {
+    const peer = this.#ring.current;
+    const name = peer === undefined ? 'the standby' : `the standby ${peerName(peer)}`;
     if (sentence !== this.#refusal) {
-      this.#o.log.error(
-        `the standby refuses this guest: ${sentence} (trying again every ${REFUSED_RETRY_MS / 1000} s)`,
-      );
+      this.#o.log.error(`${name} refuses this guest: ${sentence}`);
     }
     this.#refusal = sentence;
+    this.#peerFailed(sentence, REFUSED_RETRY_NS);
     clearTimeout(this.#retry);
+    const others = this.primary.passing && !this.#ring.roundOver;
+    const pauseNs = others ? this.#o.config.reconnectNs : REFUSED_RETRY_NS;
     this.#retry = setTimeout(() => {
       if (this.#closed) return;
       this.primary.protect(this.#now());
       this.#run();
-    }, REFUSED_RETRY_MS);
+    }, pauseNs / 1e6);
     this.#retry.unref();
   }
 
@@ -454,9 +455,10 @@ export class PrimaryShell {
 
   // --- the connection
 
-  #disconnected(): void {
+  #disconnected(why: string): void {
     this.#stream++;
     this.#copy = undefined;
+    this.#peerFailed(why);
     this.primary.disconnected(this.#now());
     this.#schedule();
   }
@@ -475,7 +477,8 @@ export class PrimaryShell {
 
   /** The disks' first copy, then that of memory, then what the guest wrote to the disks meanwhile. */
   async #copyDisks(disks: ReplicatedDisks, stream: number): Promise<void> {
-    const { io, maxDowntimeNs, copyBytesPerSecondMax, log, events } = this.#o;
+    const { io, copyBytesPerSecondMax, log, events } = this.#o;
+    const maxDowntimeNs = this.#maxDowntimeNs;
     const wanted = (): boolean =>
       stream === this.#stream && !this.#closed && this.primary.sender.state === 'sync';
     const parts: DiskCopyParts = {
@@ -524,8 +527,8 @@ export class PrimaryShell {
   /** A disk of this host cannot be read: the guest runs on, a standby is asked again later. */
   #copyFailed(error: unknown): void {
     this.#o.log.error(`the disks cannot be copied to the standby: ${messageOf(error)}`);
-    this.#connectFromNs = this.#now() + REFUSED_RETRY_MS * 1e6;
-    this.#link?.drop();
+    this.#connectFromNs = this.#now() + REFUSED_RETRY_NS;
+    this.#link.drop();
   }
 
   /** @param disks brings the disks up to date once memory has converged; false: not wanted any more */
@@ -537,13 +540,13 @@ export class PrimaryShell {
       this.#logging = true;
     }
     while (guest.harvest(this.#harvest) === this.#harvest.length);
-    const { maxDowntimeNs, events } = this.#o;
+    const { events } = this.#o;
     const copy: FirstCopy = new FirstCopy(
       {
         guest,
         sender: this.#sender,
         staging: this.#staging,
-        maxDowntimeNs,
+        maxDowntimeNs: this.#maxDowntimeNs,
         nowNs: () => this.#now(),
       },
       {
@@ -618,7 +621,7 @@ export class PrimaryShell {
       if (!atomic && this.#runAfter) guest.resume();
       this.primary.captureFailed(this.#now());
       // Without the peer: a guest whose state cannot be saved cannot be protected, and must not try in a loop.
-      this.#link?.drop();
+      this.#link.drop();
       return;
     }
     this.#epochs.set(number, epoch);

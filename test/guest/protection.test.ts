@@ -1,0 +1,218 @@
+// Protection that comes back: guests that get a standby while they run, several peers, hosts that return, links that are cut between
+// hosts that live. On /dev/kvm, processes on loopback.
+import { afterEach, describe, expect, it } from 'vitest';
+import { Prng } from '../../src/base/prng.ts';
+import { askControl } from '../../src/monitor/control-server.ts';
+import { DemoClient } from '../failover/client.ts';
+import { Pair, type PairOptions, SETTLE_TIMEOUT_MS, sleep, until } from '../failover/pair.ts';
+import { runPartition } from '../failover/partition.ts';
+import { runRoundTrip } from '../failover/round-trip.ts';
+import { verify } from '../failover/verify.ts';
+
+const open: { pair: Pair; client: DemoClient }[] = [];
+afterEach(async () => {
+  for (const { pair, client } of open.splice(0)) {
+    client.stop();
+    await pair.end();
+    pair.close();
+  }
+});
+
+/** A guest that runs, with a client, and a host b where a standby can be started. */
+async function start(options: PairOptions): Promise<{ pair: Pair; client: DemoClient }> {
+  const pair = new Pair(options);
+  const client = new DemoClient(pair.net.plug('client', (frame) => client.receive(frame)));
+  open.push({ pair, client });
+  await pair.startStandby();
+  pair.startPrimary();
+  client.start();
+  return { pair, client };
+}
+
+async function answers(client: DemoClient, count = 10): Promise<void> {
+  const wanted = client.replies.length + count;
+  await until('the guest answers', SETTLE_TIMEOUT_MS, () => client.replies.length > wanted);
+}
+
+/** Asks the guest on host a to be protected. */
+function protect(pair: Pair, fields: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
+  return askControl(pair.path('a.sock'), {
+    command: 'protect',
+    'ft-peer': `127.0.0.1:${pair.proxy.port}`,
+    'ft-arbiter': pair.arbiter,
+    ...fields,
+  });
+}
+
+/** Port 1: nobody is there. */
+const NOBODY = '127.0.0.1:1';
+
+async function survivesKill(pair: Pair, client: DemoClient): Promise<void> {
+  await answers(client);
+  pair.primary.signal('SIGKILL');
+  await until('the standby has taken over', SETTLE_TIMEOUT_MS, () => pair.tookOver());
+  await answers(client);
+  expect(verify(client.replies, pair.disk)).toMatchObject({ lost: 0, complaints: [] });
+}
+
+describe('a guest that runs', { timeout: 120_000 }, () => {
+  for (const model of ['virtio', 'e1000'] as const) {
+    it(`is protected while it runs, and survives its host (${model})`, async () => {
+      const { pair, client } = await start({ unprotected: true, model, cpus: 2 });
+      await answers(client);
+      expect(await pair.phase()).toBeUndefined();
+      expect(await protect(pair)).toMatchObject({ peer: `127.0.0.1:${pair.proxy.port}` });
+      expect(await pair.phase()).toBe('protected');
+      await expect(protect(pair)).rejects.toThrow(/protected already/);
+      await survivesKill(pair, client);
+    });
+  }
+
+  it('runs on when the standby cannot serve it, and hears why', async () => {
+    const parts: string[] = [];
+    const { pair, client } = await start({ unprotected: true, standbyParts: parts });
+    await answers(client);
+    await expect(protect(pair)).rejects.toThrow(
+      /no standby protects this guest \(127.*disk 'disk0' has no counterpart on the standby/,
+    );
+    await answers(client);
+    await expect(protect(pair, { 'ft-arbiter': 'none' })).rejects.toThrow(/arbiter is lock:/);
+    await expect(protect(pair, { 'ft-timeout': '9s' })).rejects.toThrow(/are fixed/);
+    // A standby that has what the guest needs takes the place of the other; nobody has to ask again.
+    pair.standby.signal('SIGTERM');
+    await pair.standby.exit();
+    parts.push('--disk', `disk0=${pair.disk}`, '--net', `net0=stream=${pair.path('net-b')}`);
+    await pair.startStandby();
+    await pair.protected();
+    await survivesKill(pair, client);
+  });
+
+  it('runs on when its standby holds the state of another guest', async () => {
+    const { pair, client } = await start({ arbiter: 'none' });
+    await pair.protected();
+    pair.primary.signal('SIGKILL');
+    await pair.primary.exit();
+    pair.startPrimary();
+    await pair.primary.said(/holds the complete state of another guest/);
+    await answers(client);
+    expect(await pair.phase()).toBe('alone');
+  });
+
+  it('refuses requests that make no sense, in one sentence each', async () => {
+    const { pair, client } = await start({ unprotected: true });
+    await answers(client);
+    for (const [fields, sentence] of [
+      [{ 'ft-peer': undefined }, /needs --peer/],
+      [{ 'ft-peer': 'a:b:c' }, /is no HOST/],
+      [{ 'ft-peer': '10.9.9.9:1' }, /needs a key/],
+      [{ 'ft-key': '/nowhere/key' }, /cannot be read/],
+      [{ 'ft-arbiter': 'oracle' }, /is neither none nor lock/],
+      [{ 'ft-policy': 'fast' }, /is none of adaptive, kemari, periodic/],
+    ] as const) {
+      await expect(protect(pair, fields)).rejects.toThrow(sentence);
+    }
+    await answers(client);
+    expect(await pair.phase()).toBeUndefined();
+    await protect(pair);
+    await survivesKill(pair, client);
+  });
+
+  it('changes its policy while it is protected', async () => {
+    const { pair, client } = await start({});
+    await pair.protected();
+    const set = (settings: Record<string, string>): Promise<unknown> =>
+      askControl(pair.path('a.sock'), { command: 'set', settings });
+    for (const policy of ['kemari', 'periodic', 'adaptive']) {
+      const settings = { 'ft-policy': policy, 'ft-interval': '7ms', 'ft-max-downtime': '50ms' };
+      expect(await set(settings)).toMatchObject(settings);
+      await answers(client);
+      const now = { phase: 'protected', policy, intervalMs: 7, maxDowntimeMs: 50 };
+      expect(await pair.figures()).toMatchObject(now);
+    }
+    await expect(set({ 'ft-interval': '0ms' })).rejects.toThrow(/is not between/);
+    await expect(set({ 'ft-timeout': '1s' })).rejects.toThrow(/cannot be set/);
+    expect(await pair.figures()).toMatchObject({ policy: 'adaptive', intervalMs: 7 });
+    await survivesKill(pair, client);
+  });
+});
+
+describe('several peers', { timeout: 120_000 }, () => {
+  it('the second is used when the first is missing', async () => {
+    const { pair, client } = await start({ unprotected: true });
+    await answers(client);
+    const peers = `${NOBODY},127.0.0.1:${pair.proxy.port}`;
+    expect(await protect(pair, { 'ft-peer': peers })).toMatchObject({
+      peer: `127.0.0.1:${pair.proxy.port}`,
+    });
+    expect(pair.primary.log).toMatch(/standby 127.0.0.1:1: cannot be reached: .*; next is/);
+    await survivesKill(pair, client);
+  });
+
+  it('the next is tried when the one that protected is lost', async () => {
+    const { pair, client } = await start({ unprotected: true });
+    await pair.startThird();
+    await answers(client);
+    const ports = [pair.proxy.port, pair.thirdPort];
+    await protect(pair, { 'ft-peer': ports.map((port) => `127.0.0.1:${port}`).join() });
+    await answers(client);
+    pair.standby.signal('SIGKILL');
+    await until('the next one protects', SETTLE_TIMEOUT_MS, async () => {
+      const figures = await pair.figures();
+      return figures?.phase === 'protected' && figures.peer === `127.0.0.1:${ports[1]}`;
+    });
+    await answers(client);
+    pair.primary.signal('SIGKILL');
+    await until('the third host has it', SETTLE_TIMEOUT_MS, () => pair.thirdTookOver());
+    await answers(client);
+    expect(verify(client.replies, pair.disk)).toMatchObject({ lost: 0, complaints: [] });
+  });
+
+  it('does not fill the log while nobody is there', async () => {
+    const { pair, client } = await start({
+      unprotected: true,
+      primaryArgs: ['--ft-peer', `${NOBODY},127.0.0.1:2`],
+    });
+    await answers(client);
+    await sleep(3000);
+    expect(pair.primary.log.match(/cannot be reached/g)?.length).toBe(2);
+  });
+});
+
+describe('hosts that return', { timeout: 120_000 }, () => {
+  const cases = [
+    { policy: 'adaptive', model: 'virtio', late: true },
+    { policy: 'kemari', model: 'e1000', late: false },
+  ] as const;
+  for (const [i, options] of cases.entries()) {
+    it(`take the guest back and forth: ${options.policy}, ${options.model}`, async () => {
+      const result = await runRoundTrip({ ...options, rounds: 3, random: new Prng(2000 + i) });
+      expect(result).toMatchObject({ lost: 0, complaints: [], verified: true });
+      expect(result.backMs.length).toBe(2);
+    });
+  }
+
+  it('cannot start the guest anew while the survivor runs it', async () => {
+    const { pair, client } = await start({ roundTrip: true });
+    await pair.protected();
+    await survivesKill(pair, client);
+    pair.startPrimary();
+    expect(await pair.primary.exit()).toBe(1);
+    expect(pair.primary.log).toMatch(/is running already/);
+    await answers(client);
+  });
+});
+
+describe('a link that is cut between hosts that live', { timeout: 120_000 }, () => {
+  const seed = Date.now() % 1e6;
+  for (let i = 0; i < 10; i++) {
+    const winner = i % 2 === 0 ? 'primary' : 'standby';
+    it(`lets exactly one side go on: the ${winner} (${i + 1})`, async () => {
+      const result = await runPartition({ winner, random: new Prng(seed + i) });
+      expect(result, `seed ${seed + i}`).toMatchObject({
+        lost: 0,
+        complaints: [],
+        verified: true,
+      });
+    });
+  }
+});
