@@ -3,13 +3,14 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { FakeNbdServer } from '../../test/support/nbd-server.ts';
 import { MemoryLog, silentLog } from '../base/log.ts';
 import { Prng } from '../base/prng.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { BLOCK_OP, type BlockOp, ERRNO } from './backend.ts';
-import { type NbdDisk, type NbdOptions, openNbd } from './nbd.ts';
+import { type NbdDisk, openNbd } from './nbd.ts';
+import type { NbdOptions } from './nbd-options.ts';
 import { isNbdUrl, parseNbdUrl } from './nbd-url.ts';
 
 const SIZE = 4 << 20;
@@ -297,6 +298,51 @@ describe('NBD disk', () => {
     const next = client.run(0, BLOCK_OP.read, 0, [[0, 512]]);
     await server.listen(path);
     expect(await next).toBe(ERRNO.OK);
+  });
+
+  it('waits a minute for a server that is away', async () => {
+    const log = new MemoryLog();
+    await client.open(url, {}, log);
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    try {
+      await server.crash();
+      let result: number | undefined;
+      void client.run(0, BLOCK_OP.write, 0, [[0, 512]]).then((code) => {
+        result = code;
+      });
+      const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
+      while (client.disk.connected) await settle();
+      await vi.advanceTimersByTimeAsync(59_900);
+      await settle();
+      expect(result).toBeUndefined();
+      await vi.advanceTimersByTimeAsync(100);
+      while (result === undefined) await settle();
+      expect(result).toBe(ERRNO.EIO);
+      expect(log.lines.join('\n')).toMatch(
+        /is away; requests wait[\s\S]*requests fail until it is back/,
+      );
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  it('does not wait for a server that is silent: its host may be gone', async () => {
+    const log = new MemoryLog();
+    await client.open(url, { failAfterMs: 200 }, log);
+    server.swallow = (type) => server.connections === 1 && type === 0;
+    expect(await client.run(1, BLOCK_OP.write, 0, [[0, 512]])).toBe(ERRNO.OK);
+    const from = performance.now();
+    // The first connection says nothing any more, the second does.
+    expect(await client.run(0, BLOCK_OP.read, 0, [[0, 512]])).toBe(ERRNO.OK);
+    expect(performance.now() - from).toBeGreaterThan(80);
+    expect(log.lines.join('\n')).toMatch(/is away[\s\S]*connected again/);
+    expect(server.connections).toBe(2);
+    // An idle connection is no silent one.
+    await new Promise((resolve) => setTimeout(resolve, 250));
+    expect(server.connections).toBe(2);
+    // Nobody answers at all: the minute counts from the last sign of life.
+    server.swallow = () => true;
+    expect(await client.run(0, BLOCK_OP.read, 0, [[0, 512]])).toBe(ERRNO.EIO);
   });
 
   it('does not go on with an export that has changed', async () => {

@@ -2,7 +2,7 @@
  * A disk on a network block device server (NBD protocol, transmission phase with simple replies): qemu-nbd, nbdkit and
  * qemu-storage-daemon bring qcow2, Ceph and others this way.
  *
- * When the connection breaks, requests stay in flight and are sent again on the next one (the guest waits); after
+ * When the connection breaks, or the server owes answers and says nothing for half of `failAfterMs`, requests stay in flight and are sent again on the next one (the guest waits); after
  * `failAfterMs` without a server they fail with EIO, and later ones at once, until it is back. Writes that were
  * acknowledged but not flushed are remembered (bounded; at the bound this client flushes on its own) and written again
  * first, so that a flush that the guest sees done covers them even if the server lost its cache.
@@ -26,36 +26,21 @@ import {
 import { Completions } from './completions.ts';
 import { type Connection, connect } from './nbd-connect.ts';
 import { NBD_FLAG } from './nbd-handshake.ts';
-import type { NbdAddress } from './nbd-url.ts';
+import type { NbdOptions } from './nbd-options.ts';
+import {
+  CMD,
+  CMD_FLAG_NO_HOLE,
+  ESHUTDOWN,
+  REPLY_BYTES,
+  REPLY_MAGIC,
+  REQUEST_BYTES,
+  REQUEST_MAGIC,
+} from './nbd-spec.ts';
 import { type LoggedWrite, WriteLog } from './write-log.ts';
 
-export interface NbdOptions {
-  /** For messages: the address as it was given. */
-  readonly name: string;
-  readonly address: NbdAddress;
-  readonly readonly?: boolean;
-  /** Requests at a time. Default 128. */
-  readonly maxRequests?: number;
-  /** How long the guest waits for a server that is away before its requests fail. Default 60 000; Infinity: for ever. */
-  readonly failAfterMs?: number;
-  /** First pause before connecting again; doubles up to 5 s. Default 100. */
-  readonly retryMs?: number;
-  /** How long the first connection may take. Default 10 000. */
-  readonly connectMs?: number;
-  /** Bytes of unflushed writes that are remembered. Default 32 MiB. */
-  readonly logBytes?: number;
-}
-
-const REQUEST_MAGIC = 0x25609513;
-const REPLY_MAGIC = 0x67446698;
-const REQUEST_BYTES = 28;
-const REPLY_BYTES = 16;
-const CMD = { read: 0, write: 1, disconnect: 2, flush: 3, trim: 4, writeZeroes: 6 } as const;
-const CMD_FLAG_NO_HOLE = 2;
-/** The server is going down: as good as gone. */
-const ESHUTDOWN = 108;
 const SEND_BYTES = 256 * 1024;
 const RETRY_MAX_MS = 5000;
+const FAIL_AFTER_MS = 60_000;
 /** A server that has not answered by then is not waited for when the disk is closed. */
 const CLOSE_PATIENCE_MS = 5000;
 const ABILITIES =
@@ -161,6 +146,9 @@ export class NbdDisk implements BlockBackend {
   #retryMs: number;
   #retry: NodeJS.Timeout | undefined;
   #giveUp: NodeJS.Timeout | undefined;
+  /** Runs from the last byte either way; a server that owes answers when it ends counts as away. */
+  #silence: NodeJS.Timeout | undefined;
+  readonly #silenceMs: number;
   #away = false;
   #closed = false;
 
@@ -182,6 +170,7 @@ export class NbdDisk implements BlockBackend {
     this.#memory = memory;
     this.#log = log;
     this.#options = options;
+    this.#silenceMs = Math.min(options.failAfterMs ?? FAIL_AFTER_MS, FAIL_AFTER_MS) / 2;
     this.#flags = found.flags & ABILITIES;
     this.#maxPayload = found.maxPayloadBytes - (found.maxPayloadBytes % blockSizeBytes);
     this.#retryMs = options.retryMs ?? 100;
@@ -301,6 +290,7 @@ export class NbdDisk implements BlockBackend {
     this.#closed = true;
     clearTimeout(this.#retry);
     clearTimeout(this.#giveUp);
+    clearTimeout(this.#silence);
     const socket = this.#socket;
     this.#socket = undefined;
     if (socket === undefined) return;
@@ -406,6 +396,8 @@ export class NbdDisk implements BlockBackend {
     this.#writing = full;
     this.#filled = 0;
     this.#busy = true;
+    this.#silence ??= setTimeout(() => this.#silent(), this.#silenceMs).unref();
+    this.#silence.refresh();
     socket.write(full.subarray(0, bytes), () => {
       if (this.#socket !== socket) return;
       this.#busy = false;
@@ -494,6 +486,8 @@ export class NbdDisk implements BlockBackend {
   // Receiving
 
   #data(chunk: Buffer): void {
+    this.#silence?.refresh();
+    if (this.#giveUp !== undefined) this.#heard();
     this.#completions.start();
     let at = 0;
     while (at < chunk.length && this.#socket !== undefined) {
@@ -679,8 +673,8 @@ export class NbdDisk implements BlockBackend {
     this.#generation = (this.#generation + 1) >>> 0;
     this.#retryMs = this.#options.retryMs ?? 100;
     this.#failing = false;
-    clearTimeout(this.#giveUp);
-    this.#giveUp = undefined;
+    // With requests that wait, only an answer shows that the server is back.
+    if (this.inFlight === 0) this.#heard();
     socket.on('data', (chunk: Buffer) => {
       if (this.#socket === socket) this.#data(chunk);
     });
@@ -693,7 +687,17 @@ export class NbdDisk implements BlockBackend {
     this.#pump();
   }
 
-  #disconnected(socket: Socket): void {
+  /** A host that is gone says nothing, and the system would wait for it for a quarter of an hour. */
+  #silent(): void {
+    this.#silence = undefined;
+    const socket = this.#socket;
+    if (socket === undefined || !this.#state.includes(SENT)) return;
+    socket.destroy();
+    this.#disconnected(socket, this.#silenceMs);
+  }
+
+  /** @param waitedMs how long its requests have waited already */
+  #disconnected(socket: Socket, waitedMs = 0): void {
     if (this.#socket !== socket || this.#closed) return;
     this.#socket = undefined;
     this.#away = true;
@@ -704,9 +708,9 @@ export class NbdDisk implements BlockBackend {
     this.#readTag = -1;
     this.#headerBytes = 0;
     this.#requeue();
-    const wait = this.#options.failAfterMs ?? 60_000;
-    if (wait !== Number.POSITIVE_INFINITY) {
-      this.#giveUp = setTimeout(() => this.#giveUpNow(), wait);
+    const wait = this.#options.failAfterMs ?? FAIL_AFTER_MS;
+    if (wait !== Number.POSITIVE_INFINITY && this.#giveUp === undefined) {
+      this.#giveUp = setTimeout(() => this.#giveUpNow(), wait - waitedMs);
       this.#giveUp.unref();
     }
     this.#scheduleRetry();
@@ -756,7 +760,18 @@ export class NbdDisk implements BlockBackend {
     }
   }
 
+  #heard(): void {
+    clearTimeout(this.#giveUp);
+    this.#giveUp = undefined;
+  }
+
   #giveUpNow(): void {
+    const socket = this.#socket;
+    if (socket !== undefined) {
+      socket.destroy();
+      this.#disconnected(socket);
+    }
+    this.#heard();
     this.#log.error(`${this.info.name}: no server; the guest's requests fail until it is back`);
     this.#failing = true;
     this.#failAll(ERRNO.EIO);

@@ -116,6 +116,24 @@ function defaultMac(guest: string, index: number): Uint8Array {
   return Uint8Array.of(0x52, 0x54, 0x00, sum >>> 16, sum >>> 8, sum);
 }
 
+/** Port forwarding of passt: lists and ranges of ports, each with the guest's own behind a colon where it differs. */
+const FORWARD =
+  /^\d{1,5}(-\d{1,5})?(:\d{1,5}(-\d{1,5})?)?(,\d{1,5}(-\d{1,5})?(:\d{1,5}(-\d{1,5})?)?)*$/;
+
+function forwards(typed: string, spec: Spec, kind: NetSpec['kind']): Partial<NetSpec> {
+  const found: { tcpForward?: string[]; udpForward?: string[] } = {};
+  for (const key of ['tcp', 'udp'] as const) {
+    const ports = spec.values.get(key);
+    if (ports === undefined) continue;
+    if (kind !== 'user') throw badOption('--net', typed, `${key}= is for the backend user`);
+    if (!FORWARD.test(ports)) {
+      throw badOption('--net', typed, `${key}=${ports}: write ports like 2222:22 or 8000-8010`);
+    }
+    found[`${key}Forward`] = [ports];
+  }
+  return found;
+}
+
 function parseBackend(typed: string, main: string): NetSpec {
   const equals = main.indexOf('=');
   const kind = equals < 0 ? main : main.slice(0, equals);
@@ -141,11 +159,12 @@ function parseBackend(typed: string, main: string): NetSpec {
 export function parseNets(typed: readonly string[], guest: string): NetOption[] {
   const taken = new Set<string>();
   return typed.map((text, i) => {
-    const spec = parseSpec('--net', text, ['id', 'model', 'mac', 'pcap', 'ft']);
+    const spec = parseSpec('--net', text, ['id', 'model', 'mac', 'pcap', 'ft', 'tcp', 'udp']);
     const mac = spec.values.get('mac');
+    const backend = parseBackend(text, spec.main);
     return {
       id: idOf('--net', text, spec, `net${i}`, taken),
-      spec: parseBackend(text, spec.main),
+      spec: { ...backend, ...forwards(text, spec, backend.kind) } as NetSpec,
       model: choice('--net', text, spec, 'model', ['virtio', 'e1000']),
       mac: mac === undefined ? defaultMac(guest, i) : parseMac(text, mac),
       pcap: spec.values.get('pcap'),

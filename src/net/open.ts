@@ -16,7 +16,11 @@ export type NetSpec =
       readonly address: StreamAddress;
       readonly mode?: 'connect' | 'listen';
     }
-  | { readonly kind: 'user'; readonly tcpForward?: readonly string[] }
+  | {
+      readonly kind: 'user';
+      readonly tcpForward?: readonly string[];
+      readonly udpForward?: readonly string[];
+    }
   | { readonly kind: 'none' };
 
 /** What networks need of the machine. */
@@ -53,7 +57,10 @@ async function openPlain(parts: NetParts, spec: NetSpec): Promise<NetBackend> {
     case 'stream':
       return openStream(log, { address: spec.address, ...(spec.mode && { mode: spec.mode }) });
     case 'user':
-      return openUserNet(log, spec.tcpForward ? { tcpForward: spec.tcpForward } : {});
+      return openUserNet(log, {
+        ...(spec.tcpForward && { tcpForward: spec.tcpForward }),
+        ...(spec.udpForward && { udpForward: spec.udpForward }),
+      });
     case 'none':
       return new NoNetwork();
   }

@@ -178,6 +178,10 @@ export class RecordingBlock implements BlockBackend {
     this.#checkDrained();
   }
 
+  abandon(): void {
+    this.#inner.abandon?.();
+  }
+
   setLeaseDeadlineNs(deadlineNs: number): void {
     this.#inner.setLeaseDeadlineNs?.(deadlineNs);
   }
