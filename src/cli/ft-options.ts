@@ -11,6 +11,7 @@ import { LockArbiter } from '../ft/shell/lock-arbiter.ts';
 import { TAP_BYTES_MAX } from '../ft/shell/outputs.ts';
 import { CHUNK_BYTES } from '../ft/shell/page-sender.ts';
 import type { Hello } from '../ft/wire/message.ts';
+import { PAGES_AHEAD_SHARE } from '../ft/wire/page-stream.ts';
 import { ARBITER, COMPRESSION, ON_PEER_LOSS, PROTOCOL, ROLE } from '../ft/wire/spec.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -114,7 +115,7 @@ export function helloOf(parts: HelloParts): Hello {
     compression: COMPRESSION.zero | COMPRESSION.delta,
     limits: {
       frameBytesMax: CHUNK_BYTES,
-      transactionBytesMax: machine.config.memoryBytes + TRANSACTION_SLACK,
+      transactionBytesMax: machine.config.memoryBytes * (1 + PAGES_AHEAD_SHARE) + TRANSACTION_SLACK,
       epochsInFlightMax: EPOCHS_IN_FLIGHT,
       tapBytesMax: TAP_BYTES_MAX,
     },

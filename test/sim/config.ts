@@ -66,6 +66,7 @@ export function drawConfig(prng: Prng): Config {
       gapMinNs: prng.between(20, 200),
       idleMaxNs: 1500,
       pauseShareMax: 0.2,
+      preCopyPagesMin: prng.pick([1, 4, 100]),
     },
     arbiter,
     primaryGoesOn,

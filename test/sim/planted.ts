@@ -55,6 +55,12 @@ export const PLANTED = {
   'returned-pages-lost': 300,
   /** What a device wrote into memory is not in the dirty set. */
   'device-writes-not-dirty': 100,
+  /** A page that was sent ahead of the capture and written again after that is not sent again. */
+  'ahead-not-resent': 100,
+  /** A page sent a second time within a transaction is a delta to the first time, which has not committed. */
+  'ahead-base-kept': 100,
+  /** Parts of a transaction that was cancelled stay staged. */
+  'cancelled-parts-kept': 100,
 } as const;
 
 /** Name of a planted bug. */

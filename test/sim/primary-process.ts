@@ -36,10 +36,22 @@ interface StagedPage {
   readonly content: Uint8Array;
 }
 
+/** What is sent ahead of a capture. */
+interface Ahead {
+  readonly epoch: number;
+  /** Taken off the dirty set and not sent yet. */
+  readonly todo: number[];
+  readonly sent: StagedPage[];
+  frames: number;
+  bytes: number;
+  crc: number;
+}
+
 interface Staging {
   readonly epoch: number;
   readonly id: number;
   readonly pages: StagedPage[];
+  readonly ahead: Ahead | undefined;
   readonly sections: Uint8Array[];
   readonly ghost: Ghost;
 }
@@ -76,6 +88,7 @@ export class PrimaryProcess
   #decoder: Decoder | undefined;
   #stopped = false;
   #encoding = 0;
+  #ahead: Ahead | undefined;
   #sync = 0;
   #batch: Uint32Array[] = [];
   over = false;
@@ -322,6 +335,9 @@ export class PrimaryProcess
       case 'opened':
         if (e.mode === 'full') this.#startSync();
         break;
+      case 'pre-copy':
+        this.#sendAhead(e.epoch);
+        break;
       case 'capture':
         this.#capture(e.epoch, e.atomic);
         break;
@@ -423,11 +439,20 @@ export class PrimaryProcess
       return;
     }
     const { guest, world } = this;
+    const ahead = this.#ahead;
+    this.#ahead = undefined;
+    for (const page of ahead?.todo ?? []) guest.dirty[page] = 1;
+    const sent = new Set(ahead?.sent.map((p) => p.page));
     const pages: StagedPage[] = [];
     for (let page = 0; page < PAGES; page++) {
       if (guest.dirty[page] === 0) continue;
       guest.dirty[page] = 0;
+      if (world.bug === 'ahead-not-resent' && sent.has(page)) continue;
       pages.push({ page, content: this.#page(page) });
+    }
+    const again = pages.filter((p) => sent.has(p.page));
+    if (world.bug !== 'ahead-base-kept') {
+      this.#encoder.forget(numbersOf(again), 0, again.length);
     }
     const log = new Uint8Array(this.tap.logBytes);
     this.tap.writeLog(log, 0);
@@ -446,9 +471,10 @@ export class PrimaryProcess
     // The truth is what the guest was; a capture that drops part of it is judged by what it claims to hold.
     const truth = guest.ghost();
     const ghost = world.bug === 'drop-in-flight' ? { ...truth, disk: disk.slice(0, 1) } : truth;
-    this.#staging.set(epoch, { epoch, id, pages, sections, ghost });
+    this.#staging.set(epoch, { epoch, id, pages, ahead, sections, ghost });
     const bytes = pages.length * PAGE_BYTES;
-    this.machine.captured(bytes, pages.length, 10 + pages.length, this.now);
+    const sentAhead = { pages: sent.size, again: again.length };
+    this.machine.captured(bytes, pages.length, 10 + pages.length, this.now, atomic, sentAhead);
     if (!atomic) this.#run();
   }
 
@@ -471,25 +497,21 @@ export class PrimaryProcess
       ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(p)),
       concat(staging.sections),
     ];
-    let crc = 0;
-    let bytes = 0;
+    const { frames = 0, sent = [] } = staging.ahead ?? {};
+    let { crc = 0, bytes = 0 } = staging.ahead ?? {};
     for (const chunk of chunks) {
       crc = crc32c(chunk, 0, chunk.length, crc);
       bytes += chunk.length;
     }
     const manifest = {
-      frames: chunks.length,
-      sections: chunks.length - 1 + staging.sections.length,
+      frames: frames + chunks.length,
+      sections: frames + chunks.length - 1 + staging.sections.length,
       bytes,
-      pages: staging.pages.length,
+      pages: sent.length + staging.pages.length,
       crc,
     };
-    // Memory that goes bad between the checksum and the wire.
     const { prng } = this.world;
-    if (prng.chance(this.world.stagingFlip)) {
-      const chunk = prng.pick(chunks);
-      chunk[prng.below(chunk.length)]! ^= 1 << prng.below(8);
-    }
+    this.#goesBad(chunks);
     const turn = ++this.#encoding;
     let i = 0;
     const next = (): void => {
@@ -507,18 +529,67 @@ export class PrimaryProcess
     next();
   }
 
+  /** Memory that goes bad between the checksum and the wire. */
+  #goesBad(chunks: readonly Uint8Array[]): void {
+    const { prng, stagingFlip } = this.world;
+    if (!prng.chance(stagingFlip)) return;
+    const chunk = prng.pick(chunks);
+    chunk[prng.below(chunk.length)]! ^= 1 << prng.below(8);
+  }
+
+  /** Sends what is dirty now, a few pages at a time, while the guest runs and writes some of it again. */
+  #sendAhead(epoch: number): void {
+    const { world, guest } = this;
+    const { prng } = world;
+    const todo: number[] = [];
+    for (let page = 0; page < PAGES; page++) {
+      if (guest.dirty[page] === 0 || prng.chance(0.2)) continue;
+      guest.dirty[page] = 0;
+      todo.push(page);
+    }
+    const ahead: Ahead = { epoch, todo, sent: [], frames: 0, bytes: 0, crc: 0 };
+    this.#ahead = ahead;
+    const next = (): void => {
+      if (this.#ahead !== ahead || todo.length === 0) return;
+      if (prng.chance(0.05)) {
+        this.machine.cancelAhead(epoch, this.now);
+        return;
+      }
+      const pages = todo
+        .splice(0, 1 + prng.below(4))
+        .map((page) => ({ page, content: this.#page(page) }));
+      ahead.sent.push(...pages);
+      const bytes = this.#pagesSection(pages);
+      ahead.frames++;
+      ahead.bytes += bytes.length;
+      ahead.crc = crc32c(bytes, 0, bytes.length, ahead.crc);
+      this.#goesBad([bytes]);
+      const chunk = this.#nextChunk++;
+      this.#chunks.set(chunk, bytes);
+      if (this.machine.chunk(epoch, chunk, this.now)) this.post(prng.below(60), next);
+      else this.#chunks.delete(chunk);
+    };
+    next();
+  }
+
   #returned(fromEpoch: number): void {
-    const { bug } = this.world;
+    if (this.#ahead !== undefined && this.#ahead.epoch >= fromEpoch) {
+      this.#giveBack(this.#ahead.sent);
+      for (const page of this.#ahead.todo) this.guest.dirty[page] = 1;
+      this.#ahead = undefined;
+    }
     for (const [epoch, staging] of this.#staging) {
       if (epoch < fromEpoch) continue;
       this.#staging.delete(epoch);
-      for (const { page } of staging.pages) {
-        if (bug !== 'returned-pages-lost') this.guest.dirty[page] = 1;
-      }
-      if (bug !== 'delta-base-kept') {
-        this.#encoder.forget(numbersOf(staging.pages), 0, staging.pages.length);
-      }
+      this.#giveBack([...staging.pages, ...(staging.ahead?.sent ?? [])]);
     }
+  }
+
+  /** These pages were sent, and did not commit. */
+  #giveBack(pages: readonly StagedPage[]): void {
+    const { bug } = this.world;
+    if (bug !== 'returned-pages-lost') for (const { page } of pages) this.guest.dirty[page] = 1;
+    if (bug !== 'delta-base-kept') this.#encoder.forget(numbersOf(pages), 0, pages.length);
   }
 }
 

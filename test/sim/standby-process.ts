@@ -163,6 +163,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
         this.#validate(e.id, e.manifest);
         break;
       case 'discard':
+        if (this.world.bug === 'cancelled-parts-kept') break;
         this.#staged = this.#staged.filter((t) => t.id < e.fromId);
         break;
       case 'committed':

@@ -4,7 +4,8 @@
  *    after an idle limit even without output, so that the set of dirty pages stays bounded;
  *  - `periodic`: every interval;
  *  - `adaptive`: on output, but spaced so that the guest stands still for no more than a share of the time, and
- *    no later than the interval; between checkpoints it asks for light copies of dirty pages.
+ *    no later than the interval; halfway to the next checkpoint it asks for a light copy of the dirty pages, as long as enough
+ *    of what is copied ahead is still right when the guest is stopped.
  * A full tap commits at once under any of them, and so does an operator. Configuration changes take effect at
  * the next question. Pure; asked by the primary machine on every tick and after every held output.
  */
@@ -24,7 +25,7 @@ export interface PolicyConfig {
   readonly idleMaxNs: number;
   /** adaptive: largest share of time that the guest stands still for checkpoints, 0..1. */
   readonly pauseShareMax: number;
-  /** adaptive: expected dirty pages from which a light copy is worth its cost. */
+  /** adaptive: expected dirty pages of a transaction from which a light copy ahead is worth its cost. */
   readonly preCopyPagesMin: number;
 }
 
@@ -41,6 +42,21 @@ export const POLICY_DEFAULTS: PolicyConfig = {
 /** Why a checkpoint is taken. */
 export type CommitReason = 'output' | 'interval' | 'tap-full' | 'forced';
 
+/** What became of the pages that were sent ahead of a capture. */
+export interface SentAhead {
+  readonly pages: number;
+  /** Those among them that had to be sent again because they were written once more. */
+  readonly again: number;
+}
+
+/** Nothing was sent ahead. */
+export const NOTHING_AHEAD: SentAhead = { pages: 0, again: 0 };
+
+/** Share of the pages sent ahead that must still be right at the capture; else the copies cost more than they spare. */
+const AHEAD_USEFUL_MIN = 0.5;
+/** After copies that were not worth it, at most so many captures go without one before it is tried again. */
+const AHEAD_REST_MAX = 64;
+
 /** Weight of the newest pause in the running mean. */
 const EWMA = 0.25;
 
@@ -54,6 +70,9 @@ export class EpochPolicy {
   #pauseMeanNs = 0;
   #pagesMean = 0;
   #preCopied = false;
+  /** Captures that still go without a light copy, and how many the last useless one cost. */
+  #aheadRest = 0;
+  #aheadPenalty = 0;
 
   constructor(config: PolicyConfig = POLICY_DEFAULTS) {
     this.#config = config;
@@ -98,10 +117,21 @@ export class EpochPolicy {
     this.#full = false;
     this.#forced = false;
     this.#preCopied = false;
+    if (this.#aheadRest > 0) this.#aheadRest--;
   }
 
-  /** What the last capture cost. */
-  measured(pauseNs: number, pages: number): void {
+  /**
+   * What the last capture cost.
+   * @param pages different pages of its transaction, those sent ahead included
+   */
+  measured(pauseNs: number, pages: number, ahead: SentAhead = NOTHING_AHEAD): void {
+    if (ahead.pages > 0) {
+      const useful = ahead.pages - ahead.again >= ahead.pages * AHEAD_USEFUL_MIN;
+      this.#aheadPenalty = useful
+        ? 0
+        : Math.min(AHEAD_REST_MAX, Math.max(2, 2 * this.#aheadPenalty));
+      this.#aheadRest = this.#aheadPenalty;
+    }
     const first = this.#pauseMeanNs === 0;
     this.#pauseMeanNs = first ? pauseNs : this.#pauseMeanNs + EWMA * (pauseNs - this.#pauseMeanNs);
     this.#pagesMean = first ? pages : this.#pagesMean + EWMA * (pages - this.#pagesMean);
@@ -145,20 +175,33 @@ export class EpochPolicy {
   /** The instant at which {@link due} can change its answer without another event. */
   nextNs(nowNs: number): number {
     if (this.due(nowNs) !== undefined) return nowNs;
+    const next = this.#nextCaptureNs;
+    return this.#wantsPreCopy ? Math.min(next, Math.max(nowNs, this.#preCopyNs)) : next;
+  }
+
+  /** When the next capture comes if nothing else happens. */
+  get #nextCaptureNs(): number {
     const idle = this.#lastCaptureNs + this.#longestNs;
     if (this.#config.policy === 'periodic') return idle;
     return this.#firstHeldNs >= 0 ? Math.min(idle, this.#lastCaptureNs + this.gapNs) : idle;
   }
 
+  get #preCopyNs(): number {
+    return (this.#lastCaptureNs + this.#nextCaptureNs) / 2;
+  }
+
+  get #wantsPreCopy(): boolean {
+    const { policy, preCopyPagesMin } = this.#config;
+    if (policy !== 'adaptive' || this.#preCopied || this.#aheadRest > 0) return false;
+    return this.#pagesMean >= preCopyPagesMin;
+  }
+
   /**
-   * Whether to copy some dirty pages now, while the guest runs, so that the next pause is shorter. At most once
-   * between two captures, in the second half of the gap.
+   * Whether to copy the dirty pages now, while the guest runs, so that the next pause is shorter. At most once
+   * between two captures, halfway, and seldom where the guest writes the same pages again and again.
    */
   preCopyDue(nowNs: number): boolean {
-    const { policy, preCopyPagesMin, intervalNs } = this.#config;
-    if (policy !== 'adaptive' || this.#preCopied) return false;
-    if (this.#pagesMean < preCopyPagesMin) return false;
-    if (nowNs - this.#lastCaptureNs < intervalNs / 2) return false;
+    if (!this.#wantsPreCopy || nowNs < this.#preCopyNs) return false;
     this.#preCopied = true;
     return true;
   }

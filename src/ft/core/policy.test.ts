@@ -65,17 +65,44 @@ describe('EpochPolicy', () => {
     expect(() => p.configure({ ...POLICY_DEFAULTS, pauseShareMax: 0 })).toThrow();
   });
 
-  it('asks for a light copy once per gap, when there is much to copy', () => {
+  it('asks for a light copy halfway, once per gap, when there is much to copy', () => {
     const p = new EpochPolicy(POLICY_DEFAULTS);
     p.captured(0);
     p.measured(1 * MS, 10);
-    expect(p.preCopyDue(15 * MS)).toBe(false);
+    expect([p.preCopyDue(15 * MS), p.nextNs(0)]).toEqual([false, 20 * MS]);
     for (let i = 0; i < 50; i++) p.measured(1 * MS, 9000);
-    expect([p.preCopyDue(5 * MS), p.preCopyDue(15 * MS), p.preCopyDue(16 * MS)]).toEqual([
-      false,
-      true,
-      false,
-    ]);
+    expect([p.preCopyDue(9 * MS), p.nextNs(9 * MS)]).toEqual([false, 10 * MS]);
+    expect([p.preCopyDue(10 * MS), p.preCopyDue(11 * MS)]).toEqual([true, false]);
+    expect(p.nextNs(11 * MS)).toBe(20 * MS);
+    // A held output brings the capture forward, and what goes ahead of it.
+    p.captured(20 * MS);
+    p.held(21 * MS);
+    expect(p.nextNs(21 * MS)).toBe(24.5 * MS);
+    const q = new EpochPolicy({ ...POLICY_DEFAULTS, policy: 'periodic' });
+    q.captured(0);
+    q.measured(1 * MS, 9000);
+    expect(q.preCopyDue(15 * MS)).toBe(false);
+  });
+
+  it('lets the light copy be where the guest writes the same pages again, and tries it now and then', () => {
+    const p = new EpochPolicy(POLICY_DEFAULTS);
+    let now = 0;
+    const tried: number[] = [];
+    const run = (captures: number, again: number): number[] => {
+      tried.length = 0;
+      for (let i = 0; i < captures; i++) {
+        const ahead = p.preCopyDue(now + 15 * MS);
+        if (ahead) tried.push(i);
+        now += 20 * MS;
+        p.captured(now);
+        p.measured(1 * MS, 5000, ahead ? { pages: 1000, again } : undefined);
+      }
+      return tried;
+    };
+    run(1, 0);
+    expect(run(5, 500)).toEqual([0, 1, 2, 3, 4]);
+    expect(run(200, 501)).toEqual([0, 3, 8, 17, 34, 67, 132, 197]);
+    expect(run(100, 100).length).toBeGreaterThan(10);
   });
 });
 

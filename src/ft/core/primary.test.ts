@@ -97,6 +97,8 @@ class Rig {
         if (primary.paused(now)) primary.captured(10, 1, 0, now);
       } else if (e.type === 'encode') primary.sealed(e.epoch, MANIFEST, now);
       else if (e.type === 'phase') this.log.push(e.phase);
+      else if (e.type === 'pre-copy') this.log.push(`ahead ${e.epoch}`);
+      else if (e.type === 'returned') this.log.push(`returned ${e.fromEpoch}`);
       else if (e.type === 'run' || e.type === 'fence' || e.type === 'over') this.log.push(e.type);
     }
   }
@@ -281,6 +283,38 @@ describe('Primary', () => {
       look();
     }
     expect(dialled).toEqual([5000, 6000, 7000]);
+  });
+
+  it('sends ahead halfway to a capture, takes no ACK for overdue because of it, and can give it up', () => {
+    const rig = new Rig({
+      policy: { ...POLICY_DEFAULTS, intervalNs: 1e7, preCopyPagesMin: 1 },
+      liveness: { intervalNs: 1e9, deadlineNs: 1e12 },
+    });
+    rig.protected();
+    const sent = (): string[] =>
+      rig.sent.filter((m) => m.cmd !== 'HEARTBEAT').map((m) => `${m.cmd} ${m.id}/${m.seq}`);
+    rig.sent.length = 0;
+    rig.tick(4.9e6);
+    expect(sent()).toEqual([]);
+    rig.tick(0.1e6);
+    expect(sent()).toEqual(['BEGIN 2/0']);
+    expect(rig.log).toEqual(['ahead 2']);
+    rig.primary.cancelAhead(1, rig.now);
+    expect(rig.primary.chunk(2, 0, rig.now)).toBe(true);
+    rig.tick(4e6);
+    expect(rig.primary.phase).toBe('protected');
+    rig.tick(1e6);
+    expect(rig.log).toEqual(['ahead 2', 'capture 2']);
+    expect(sent()).toEqual(['BEGIN 2/0', 'CONTINUE 2/0', 'COMMIT 2/1']);
+    rig.ack(2);
+    rig.tick(5e6);
+    rig.primary.cancelAhead(3, rig.now);
+    rig.run();
+    expect(rig.log.slice(2)).toEqual(['ahead 3', 'returned 3']);
+    expect(sent().slice(3)).toEqual(['BEGIN 3/0', 'CANCEL 3/0']);
+    rig.tick(5e6);
+    expect(rig.log.at(-1)).toBe('capture 3');
+    expect(sent().slice(5)).toEqual(['BEGIN 3/1', 'COMMIT 3/0']);
   });
 
   it('takes an overdue ACK for the loss of the peer, although it still speaks', () => {

@@ -12,7 +12,13 @@ import { FAULT, type FaultCode, fault } from '../wire/fault.ts';
 import type { Hello, Manifest, Message, NackMessage } from '../wire/message.ts';
 import { type END_REASON, ON_PEER_LOSS } from '../wire/spec.ts';
 import { EffectQueue } from './effects.ts';
-import { type CommitReason, EpochPolicy, type PolicyConfig } from './epoch-policy.ts';
+import {
+  type CommitReason,
+  EpochPolicy,
+  NOTHING_AHEAD,
+  type PolicyConfig,
+  type SentAhead,
+} from './epoch-policy.ts';
 import type { EventTap } from './event-tap.ts';
 import {
   type ArbiterAnswer,
@@ -57,8 +63,12 @@ export type PrimaryEffect =
       readonly atomic: boolean;
       readonly reason: CommitReason;
     }
-  /** Send some dirty pages ahead of the next capture, while the guest runs. */
-  | { readonly type: 'pre-copy' }
+  /**
+   * Send dirty pages ahead of the capture that will have this epoch, while the guest runs: harvest, *then* copy, and give the
+   * chunks to {@link Primary.chunk}. Duty at that capture: what has not been sent is dirty again before the harvest, and what
+   * is harvested goes behind what was sent, also pages that were sent already. `returned` may come instead.
+   */
+  | { readonly type: 'pre-copy'; readonly epoch: number }
   /** The guest, stopped by an atomic capture, runs on. */
   | { readonly type: 'run' }
   /** Stop the guest for good, let no output out: another generation runs it, or has been given it. */
@@ -226,6 +236,7 @@ export class Primary {
    * @param pauseNs how long the guest stood still
    * @param atomic whether it still does, until the ACK: as asked for, or because the harvest did not fit into
    * free staging
+   * @param ahead what of this epoch was sent before the capture
    */
   captured(
     bytes: number,
@@ -233,12 +244,13 @@ export class Primary {
     pauseNs: number,
     nowNs: number,
     atomic = this.#capturing?.atomic ?? false,
+    ahead: SentAhead = NOTHING_AHEAD,
   ): void {
     const capturing = this.#capturing;
     assert(capturing !== undefined, 'a capture was asked for');
     assert(atomic || !capturing.atomic, 'an atomic capture stays one');
     this.#capturing = undefined;
-    this.policy.measured(pauseNs, pages);
+    this.policy.measured(pauseNs, pages + ahead.pages - ahead.again, ahead);
     this.#stopped = atomic;
     if (this.sender.canOpen) {
       // Without an arbiter the standby may count as complete as soon as it has a COMMIT, even if its ACK is lost.
@@ -267,7 +279,14 @@ export class Primary {
     this.#settle(nowNs);
   }
 
-  /** A chunk of the epoch being encoded. False: drop it. */
+  /** What was sent ahead for `epoch` is of no use: the standby drops it, its pages are dirty again. */
+  cancelAhead(epoch: number, nowNs: number): void {
+    if (epoch < this.sender.nextEpoch) return; // captured meanwhile
+    this.sender.cancel(epoch, FAULT.CANCELLED);
+    this.#settle(nowNs);
+  }
+
+  /** A chunk of the epoch being encoded, or sent ahead. False: drop it. */
   chunk(epoch: number, chunk: number, nowNs: number): boolean {
     const taken = this.sender.chunk(epoch, chunk);
     this.#settle(nowNs);
@@ -663,7 +682,11 @@ export class Primary {
     if (this.#intent !== undefined && this.#finalAcked) return;
     const reason = this.#intent === undefined ? this.policy.due(nowNs) : 'forced';
     if (reason === undefined) {
-      if (this.policy.preCopyDue(nowNs)) this.out.push({ type: 'pre-copy' });
+      if (this.sender.canSendAhead && this.policy.preCopyDue(nowNs)) {
+        const ahead = this.sender.sendAhead();
+        this.#drainSender(nowNs);
+        this.out.push({ type: 'pre-copy', epoch: ahead });
+      }
       return;
     }
     const atomic = this.#intent !== undefined;

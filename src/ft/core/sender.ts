@@ -8,6 +8,9 @@
  * carries, and returns to use when a transaction did not commit. ids within a generation count up by one from
  * each committed transaction to the next.
  *
+ * The next transaction may be begun ahead of its capture ({@link Sender.sendAhead}), so that pages which are not likely to change
+ * any more are at the peer before the guest is stopped.
+ *
  * States: down - hello - init - (sync) - stream - handing | ending - closed. Table: docs/replication.md.
  */
 import { assert } from '../../base/assert.ts';
@@ -68,9 +71,10 @@ export type SenderState =
 interface Flight {
   readonly epoch: number;
   readonly id: number;
-  readonly atomic: boolean;
-  readonly bytes: number;
-  stage: 'queued' | 'sending' | 'sent';
+  atomic: boolean;
+  bytes: number;
+  /** `ahead`: begun before its capture, which is still to come. Only the last one, behind others that are `sent`. */
+  stage: 'ahead' | 'queued' | 'sending' | 'sent';
   seq: number;
 }
 
@@ -144,7 +148,13 @@ export class Sender {
 
   /** Epochs captured and not yet acked or returned. */
   get inFlight(): number {
-    return this.#flights.length;
+    return this.#flights.length - (this.#ahead === undefined ? 0 : 1);
+  }
+
+  /** The transaction that was begun ahead of its capture. */
+  get #ahead(): Flight | undefined {
+    const last = this.#flights.at(-1);
+    return last?.stage === 'ahead' ? last : undefined;
   }
 
   /** Payload bytes of those, as announced at {@link open}. */
@@ -158,8 +168,17 @@ export class Sender {
   get canOpen(): boolean {
     return (
       (this.#state === 'stream' || this.#state === 'sync') &&
-      this.#flights.length < this.#agreement!.limits.epochsInFlightMax &&
+      this.inFlight < this.#agreement!.limits.epochsInFlightMax &&
       !this.#flights.some((flight) => flight.atomic)
+    );
+  }
+
+  /** Whether the next transaction may be begun now, before its capture: everything before it is on its way. */
+  get canSendAhead(): boolean {
+    return (
+      this.#state === 'stream' &&
+      this.canOpen &&
+      this.#flights.every((flight) => flight.stage === 'sent')
     );
   }
 
@@ -309,6 +328,26 @@ export class Sender {
   }
 
   /**
+   * Begins the transaction of the next capture ahead of it: pages may be sent with {@link chunk} while the guest runs. Nothing
+   * of it counts before its COMMIT, and what the capture finds changed since is sent again behind it.
+   * @returns the epoch that the capture will have
+   */
+  sendAhead(): number {
+    assert(this.canSendAhead, 'a transaction is begun ahead when nothing is in its way');
+    const flight: Flight = {
+      epoch: this.#nextEpoch,
+      id: this.nextId,
+      atomic: false,
+      bytes: 0,
+      stage: 'ahead',
+      seq: 0,
+    };
+    this.#flights.push(flight);
+    this.#begin(flight);
+    return flight.epoch;
+  }
+
+  /**
    * A checkpoint was captured into staging.
    * @param bytes what it occupies there
    * @param atomic the guest stays stopped until the ACK
@@ -319,6 +358,14 @@ export class Sender {
     this.#state = 'stream';
     const id = this.nextId;
     const epoch = this.#nextEpoch++;
+    const ahead = this.#ahead;
+    if (ahead !== undefined) {
+      ahead.bytes = bytes;
+      ahead.atomic = atomic;
+      ahead.stage = 'sending';
+      this.#out.push({ type: 'encode', epoch });
+      return epoch;
+    }
     this.#flights.push({ epoch, id, atomic, bytes, stage: 'queued', seq: 0 });
     this.#startNext();
     return epoch;
@@ -331,7 +378,7 @@ export class Sender {
 
   /** The wire id the next {@link open} will use. */
   get nextId(): number {
-    return (this.#flights.at(-1)?.id ?? this.#ackedId) + 1;
+    return this.#ahead?.id ?? (this.#flights.at(-1)?.id ?? this.#ackedId) + 1;
   }
 
   /** An epoch was captured but cannot be sent: its number is used up. */
@@ -340,9 +387,10 @@ export class Sender {
     this.#nextEpoch++;
   }
 
-  /** The next chunk of the epoch being encoded is ready. False (drop the chunk) when that epoch is gone. */
+  /** The next chunk of the epoch being encoded, or sent ahead, is ready. False (drop the chunk) when that epoch is gone. */
   chunk(epoch: number, chunk: number): boolean {
-    const flight = this.#sending(epoch);
+    const ahead = this.#state === 'stream' ? this.#ahead : undefined;
+    const flight = ahead?.epoch === epoch ? ahead : this.#sending(epoch);
     if (flight === undefined) return false;
     const seq = flight.seq++;
     this.#send({ ...this.#envelope(flight.id), cmd: 'CONTINUE', seq, payload: EMPTY }, chunk);
@@ -370,7 +418,7 @@ export class Sender {
     const index = this.#flights.findIndex((f) => f.epoch >= epoch && f.stage !== 'sent');
     if (index < 0) return;
     const first = this.#flights[index]!;
-    const begun = first.stage === 'sending';
+    const begun = first.stage !== 'queued';
     this.#flights.length = index;
     this.#out.push({ type: 'returned', fromEpoch: first.epoch, code });
     if (begun && this.#state === 'stream') {
@@ -491,16 +539,14 @@ export class Sender {
     const next = this.#flights.find((f) => f.stage === 'queued');
     if (next === undefined) return;
     next.stage = 'sending';
-    const baseId = next.id - 1;
-    const syncFrames = this.#syncSeq;
-    this.#send({
-      ...this.#envelope(next.id),
-      cmd: 'BEGIN',
-      seq: this.#attempt,
-      baseId,
-      syncFrames,
-    });
+    this.#begin(next);
     this.#out.push({ type: 'encode', epoch: next.epoch });
+  }
+
+  #begin({ id }: Flight): void {
+    const baseId = id - 1;
+    const syncFrames = this.#syncSeq;
+    this.#send({ ...this.#envelope(id), cmd: 'BEGIN', seq: this.#attempt, baseId, syncFrames });
   }
 
   #sending(epoch: number): Flight | undefined {

@@ -2,6 +2,7 @@
  * One captured checkpoint on its way to the peer: which pages, where their copies lie, states and log. Encoded chunk by chunk
  * while the guest runs; each block of copies is free as soon as it is encoded.
  */
+import { type AheadTotals, NO_AHEAD } from './ahead.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import { BLOCK_PAGES, type Staging } from './staging.ts';
 
@@ -11,6 +12,8 @@ export class Epoch {
   readonly pages: Uint32Array;
   readonly container: Uint8Array;
   readonly log: Uint8Array;
+  /** What of this checkpoint was sent before it was taken. */
+  readonly ahead: AheadTotals;
   readonly #staging: Staging;
   readonly #guest: ReplicatedGuest;
   /** Block offsets by position; -1 once encoded, or never copied. */
@@ -26,6 +29,7 @@ export class Epoch {
     log: Uint8Array,
     staging: Staging,
     guest: ReplicatedGuest,
+    ahead: AheadTotals = NO_AHEAD,
   ) {
     this.number = number;
     this.pages = pages;
@@ -33,6 +37,7 @@ export class Epoch {
     this.log = log;
     this.#staging = staging;
     this.#guest = guest;
+    this.ahead = ahead;
   }
 
   /** What it occupies in staging, bytes. */

@@ -123,10 +123,10 @@ class EpochJob {
   #disks: EpochSections | undefined;
   #containerAt = 0;
   #logDone = false;
-  #frames = 0;
-  #sections = 0;
-  #bytes = 0;
-  #crc = 0;
+  #frames: number;
+  #sections: number;
+  #bytes: number;
+  #crc: number;
 
   constructor(
     sender: PageSender,
@@ -140,6 +140,12 @@ class EpochJob {
     this.#epoch = epoch;
     this.#staging = staging;
     this.#sink = sink;
+    // What was sent ahead belongs to the same transaction; each of its frames is one section.
+    const { frames, bytes, crc } = epoch.ahead;
+    this.#frames = frames;
+    this.#sections = frames;
+    this.#bytes = bytes;
+    this.#crc = crc;
   }
 
   /** Encodes one chunk, then yields to the event loop. */
@@ -235,12 +241,12 @@ class EpochJob {
   }
 
   #seal(): void {
-    const { number, pages } = this.#epoch;
+    const { number, pages, ahead } = this.#epoch;
     this.#sink.sealed(number, {
       frames: this.#frames,
       sections: this.#sections,
       bytes: this.#bytes,
-      pages: pages.length,
+      pages: pages.length + ahead.pages.length,
       crc: this.#crc,
     });
   }

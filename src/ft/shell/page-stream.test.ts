@@ -10,6 +10,7 @@ import { GuestMemory } from '../../memory/guest-memory.ts';
 import type { EventTap } from '../core/event-tap.ts';
 import { EventTap as Tap } from '../core/event-tap.ts';
 import type { Manifest } from '../wire/message.ts';
+import { Ahead, type AheadTotals, harvestAhead, markDirty, Repeats } from './ahead.ts';
 import { Epoch } from './epoch.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import { PageSender } from './page-sender.ts';
@@ -29,10 +30,12 @@ function side(check: (container: Uint8Array) => void = () => {}): Side {
   const buffer = new ArrayBuffer(PAGES * 4096);
   const map = new MemoryMapHandle(new addon.MemoryMap());
   map.addRange(0, buffer);
+  const memory = new GuestMemory([{ base: 0, buffer }]);
   const guest = {
-    memory: new GuestMemory([{ base: 0, buffer }]),
+    memory,
     map,
     checkContainer: check,
+    harvest: (list: Uint32Array) => memory.dirty.takeInto(list),
   } as unknown as ReplicatedGuest;
   return { bytes: new Uint8Array(buffer), guest };
 }
@@ -54,33 +57,59 @@ class Stream {
   readonly sender = new PageSender(io, 256);
   readonly staging = new Staging(4);
   readonly store = new StandbyStore(this.standby.guest, io, 4096);
-  readonly dirty = new Set<number>();
+  readonly #list = new Uint32Array(PAGES);
+  readonly #repeats = new Repeats(PAGES);
   #epoch = 0;
+  #ahead: Ahead | undefined;
+  #aheadFrames: Uint8Array[] = [];
+  aheadPages = 0;
 
   write(page: number, fill: (page: Uint8Array) => void): void {
     fill(this.primary.bytes.subarray(page * 4096, (page + 1) * 4096));
-    this.dirty.add(page);
+    this.primary.guest.memory.dirty.mark(page * 4096, 4096);
+  }
+
+  #take(chunk: number, frames: Uint8Array[]): boolean {
+    frames.push(this.sender.pool.content(chunk).slice());
+    this.sender.pool.release(chunk);
+    return true;
+  }
+
+  /** Begins to send what is dirty; it goes on with each turn of the event loop. */
+  sendAhead(): void {
+    const { guest } = this.primary;
+    const frames: Uint8Array[] = [];
+    const pages = harvestAhead(guest, this.#list);
+    this.#ahead = new Ahead(this.#epoch + 1, pages, guest, this.staging, this.sender, (chunk) =>
+      this.#take(chunk, frames),
+    );
+    this.#aheadFrames = frames;
+    this.#ahead.run();
   }
 
   capture(container: Uint8Array): Epoch {
-    const pages = Uint32Array.from([...this.dirty].sort((a, b) => a - b));
-    this.dirty.clear();
-    const { staging, primary } = this;
-    const epoch = new Epoch(++this.#epoch, pages, container, emptyLog(), staging, primary.guest);
+    const { staging, primary, sender } = this;
+    const ahead: AheadTotals | undefined = this.#ahead?.stop();
+    this.#ahead = undefined;
+    this.aheadPages += ahead?.pages.length ?? 0;
+    const count = primary.guest.harvest(this.#list);
+    const pages = this.#list.slice(0, count);
+    if (ahead !== undefined) {
+      const again = this.#repeats.of(ahead.pages, pages);
+      sender.forget(again, again.length);
+    }
+    const log = emptyLog();
+    const epoch = new Epoch(++this.#epoch, pages, container, log, staging, primary.guest, ahead);
     expect(epoch.copyPages()).toBe(true);
     return epoch;
   }
 
-  /** Encodes an epoch whole. */
+  /** Encodes an epoch whole; what was sent ahead of it comes first. */
   async encode(epoch: Epoch): Promise<{ frames: Uint8Array[]; manifest: Manifest }> {
-    const frames: Uint8Array[] = [];
+    const frames = this.#aheadFrames.splice(0);
     return new Promise((resolve) => {
       this.sender.sendEpoch(epoch, this.staging.bytes, {
-        chunk: (_number, chunk) => {
-          frames.push(this.sender.pool.content(chunk).slice());
-          this.sender.pool.release(chunk);
-          return true;
-        },
+        chunk: (_number, chunk) => this.#take(chunk, frames),
         sealed: (_number, manifest) => {
           resolve({ frames, manifest });
           return true;
@@ -91,8 +120,10 @@ class Stream {
 
   /** The epoch never committed. */
   giveBack(epoch: Epoch): void {
-    for (const page of epoch.pages) this.dirty.add(page);
-    this.sender.forget(epoch.pages, epoch.done);
+    const { pages, ahead } = epoch;
+    for (const list of [pages, ahead.pages]) markDirty(this.primary.guest, list);
+    this.sender.forget(pages, epoch.done);
+    this.sender.forget(ahead.pages, ahead.pages.length);
     epoch.dispose();
   }
 }
@@ -117,6 +148,16 @@ describe('the stream of pages', () => {
     for (let id = 1; id <= 30; ) {
       for (let i = random.below(60); i > 0; i--) {
         stream.write(random.below(PAGES), random.pick(fills));
+      }
+      // Some of it goes ahead, and the guest goes on writing, also what has gone.
+      if (random.below(2) === 0) {
+        stream.sendAhead();
+        for (let turn = random.below(4); turn > 0; turn--) {
+          for (let i = random.below(15); i > 0; i--) {
+            stream.write(random.below(PAGES), random.pick(fills));
+          }
+          await new Promise((done) => setImmediate(done));
+        }
       }
       const container = Uint8Array.from({ length: random.between(1, 3000) }, (_, i) => i + id);
       const wanted = stream.primary.bytes.slice();
@@ -153,6 +194,7 @@ describe('the stream of pages', () => {
       id++;
     }
     expect(stream.staging.freePages).toBe(4 * 512);
+    expect(stream.aheadPages).toBeGreaterThan(0);
   });
 
   it('takes no transaction that lacks a part, repeats one, or whose state cannot be loaded', async () => {
@@ -174,7 +216,7 @@ describe('the stream of pages', () => {
       expect(tryFrames([...frames.slice(0, i + 1), ...frames.slice(i)])).toBeDefined();
     }
     expect(tryFrames(frames, { pages: 2 })).toBeDefined();
-    expect(tryFrames(frames, { pages: PAGES + 1 })).toBeDefined();
+    expect(tryFrames(frames, { pages: PAGES * 1.25 + 1 })).toBeDefined();
     expect(store.validate(9, manifest)).toBeDefined();
     const strict = new StandbyStore(
       side(() => {

@@ -67,6 +67,9 @@ export interface PrimaryFigures {
   readonly inFlight: number;
   readonly lastPauseNs: number;
   readonly lastPages: number;
+  /** Pages of the last checkpoint that were sent ahead of it, and those of them that were sent again. */
+  readonly lastAhead: number;
+  readonly lastAgain: number;
   readonly outputDelayNs: number;
   readonly heldOutputs: number;
   readonly sentBytes: number;

@@ -13,6 +13,7 @@ import type { DiskCopyOwner, DiskCopyParts } from '../disk/disk-copy.ts';
 import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
 import { STORAGE } from '../disk/storage.ts';
 import type { END_REASON } from '../wire/spec.ts';
+import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
 import type { Arbiter } from './arbiter.ts';
 import { Epoch } from './epoch.ts';
 import { FirstCopy } from './first-copy.ts';
@@ -47,6 +48,9 @@ export class PrimaryShell {
   readonly #timer: { arm(deadlineNs: number): void; cancel(): void; close(): void };
   readonly #epochs = new Map<number, Epoch>();
   readonly #harvest: Uint32Array;
+  readonly #repeats: Repeats;
+  /** What is sent ahead of the next capture. */
+  #ahead: Ahead | undefined;
   #scheduled = false;
   #running = false;
   #closed = false;
@@ -69,6 +73,8 @@ export class PrimaryShell {
   #ackedCount = 0;
   #lastPauseNs = 0;
   #lastPages = 0;
+  #lastAhead = 0;
+  #lastAgain = 0;
   #sealedAtNs = new Map<number, number>();
   #outputDelayNs = 0;
 
@@ -80,6 +86,7 @@ export class PrimaryShell {
     this.primary = new Primary(config, outputs.tap);
     const frames = guest.memory.totalBytes / PAGE_SIZE;
     this.#harvest = new Uint32Array(frames);
+    this.#repeats = new Repeats((guest.memory.ranges.at(-1)?.end ?? 0) / PAGE_SIZE);
     this.#sender = new PageSender(io, Math.min(frames, CACHE_PAGES_MAX));
     const timer = new io.PreciseTimer(() => this.#tick());
     timer.keepAlive(false);
@@ -235,6 +242,8 @@ export class PrimaryShell {
       inFlight: primary.sender.inFlight,
       lastPauseNs: this.#lastPauseNs,
       lastPages: this.#lastPages,
+      lastAhead: this.#lastAhead,
+      lastAgain: this.#lastAgain,
       outputDelayNs: this.#outputDelayNs,
       heldOutputs: primary.tap.heldCount,
       sentBytes: this.#link.sentBytes,
@@ -254,6 +263,7 @@ export class PrimaryShell {
     clearTimeout(this.#retry);
     this.#stream++;
     this.#link.close();
+    this.#ahead?.stop();
     for (const epoch of this.#epochs.values()) epoch.dispose();
   }
 
@@ -352,7 +362,7 @@ export class PrimaryShell {
         if (this.#runAfter) this.#o.guest.resume();
         break;
       case 'pre-copy':
-        // Not taken up: a page copied ahead would be copied again when the guest writes it before the capture.
+        this.#sendAhead(e.epoch);
         break;
       case 'arbiter':
         this.#ask(e.ticket, e.request);
@@ -561,7 +571,7 @@ export class PrimaryShell {
             this.#synchronised(rest, late);
             return;
           }
-          this.#mark(rest);
+          markDirty(guest, rest);
           void disks().then((wanted) => {
             if (wanted) this.#synchronised(NO_PAGES, late);
           });
@@ -574,7 +584,7 @@ export class PrimaryShell {
 
   /** What is left belongs to the first transaction. */
   #synchronised(rest: Uint32Array, late: boolean): void {
-    this.#mark(rest);
+    markDirty(this.#o.guest, rest);
     if (late) {
       this.#o.log.warn(
         'the guest writes memory faster than the link takes it: it stands still for the rest',
@@ -585,13 +595,19 @@ export class PrimaryShell {
     this.#run();
   }
 
-  /** Pages that were harvested and have not reached the peer: they are dirty again. */
-  #mark(pages: Uint32Array): void {
-    const { dirty } = this.#o.guest.memory;
-    for (const page of pages) dirty.mark(page * PAGE_SIZE, PAGE_SIZE);
-  }
-
   // --- checkpoints
+
+  #sendAhead(number: number): void {
+    const { guest } = this.#o;
+    const pages = harvestAhead(guest, this.#harvest);
+    const ahead = new Ahead(number, pages, guest, this.#staging, this.#sender, (chunk) => {
+      const taken = this.primary.chunk(number, chunk, this.#now());
+      this.#run();
+      return taken;
+    });
+    this.#ahead = ahead;
+    ahead.run();
+  }
 
   #capture(number: number, atomic: boolean): void {
     const { guest, outputs, log } = this.#o;
@@ -603,6 +619,8 @@ export class PrimaryShell {
       return;
     }
     this.#o.disks?.log.seal(number);
+    const ahead = this.#ahead?.stop() ?? NO_AHEAD;
+    this.#ahead = undefined;
     const count = guest.harvest(this.#harvest);
     const pages = this.#harvest.slice(0, count);
     let epoch: Epoch | undefined;
@@ -611,14 +629,18 @@ export class PrimaryShell {
       const { tap } = outputs;
       const logBytes = new Uint8Array(tap.logBytes);
       tap.writeLog(logBytes, 0);
-      epoch = new Epoch(number, pages, guest.saveContainer(), logBytes, this.#staging, guest);
+      const container = guest.saveContainer();
+      epoch = new Epoch(number, pages, container, logBytes, this.#staging, guest, ahead);
       fits = epoch.copyPages();
     } catch (error) {
       log.error(`a checkpoint failed: ${messageOf(error)}`);
       epoch?.dispose();
-      this.#mark(pages);
+      markDirty(guest, pages);
+      markDirty(guest, ahead.pages);
+      this.#sender.forget(ahead.pages, ahead.pages.length);
       this.#o.disks?.log.returnFrom(number);
       if (!atomic && this.#runAfter) guest.resume();
+      this.primary.cancelAhead(number, this.#now());
       this.primary.captureFailed(this.#now());
       // Without the peer: a guest whose state cannot be saved cannot be protected, and must not try in a loop.
       this.#link.drop();
@@ -628,11 +650,17 @@ export class PrimaryShell {
     this.#still = atomic || !fits;
     if (!this.#still && this.#runAfter) guest.resume();
     const now = this.#now();
+    // What was sent ahead and has changed since goes again, and not as a difference to what has not committed.
+    const again = this.#repeats.of(ahead.pages, pages);
+    this.#sender.forget(again, again.length);
     this.#epochCount++;
     this.#lastPauseNs = now - begin;
     this.#lastPages = count;
+    this.#lastAhead = ahead.pages.length;
+    this.#lastAgain = again.length;
     this.#sealedAtNs.set(number, begin);
-    this.primary.captured(epoch.bytes, count, now - begin, now, this.#still);
+    const sentAhead = { pages: ahead.pages.length, again: again.length };
+    this.primary.captured(epoch.bytes, count, now - begin, now, this.#still, sentAhead);
   }
 
   #acked(number: number): void {
@@ -647,10 +675,20 @@ export class PrimaryShell {
 
   #returned(fromEpoch: number): void {
     this.#o.disks?.log.returnFrom(fromEpoch);
+    const { guest } = this.#o;
+    if (this.#ahead !== undefined && this.#ahead.epoch >= fromEpoch) {
+      const { pages } = this.#ahead.stop();
+      this.#ahead = undefined;
+      markDirty(guest, pages);
+      this.#sender.forget(pages, pages.length);
+    }
     for (const [number, epoch] of this.#epochs) {
       if (number < fromEpoch) continue;
-      this.#mark(epoch.pages);
-      this.#sender.forget(epoch.pages, epoch.done);
+      const { pages, ahead } = epoch;
+      markDirty(guest, pages);
+      markDirty(guest, ahead.pages);
+      this.#sender.forget(pages, epoch.done);
+      this.#sender.forget(ahead.pages, ahead.pages.length);
       epoch.dispose();
       this.#epochs.delete(number);
       this.#sealedAtNs.delete(number);

@@ -12,7 +12,7 @@ import type { DiskOps, ReplicaDisks } from '../disk/replica-disks.ts';
 import { DISK_OPS_VERSION } from '../wire/disk-ops.ts';
 import { FAULT, type Fault, fault } from '../wire/fault.ts';
 import type { Manifest } from '../wire/message.ts';
-import { PAGES_VERSION } from '../wire/page-stream.ts';
+import { PAGES_AHEAD_SHARE, PAGES_VERSION } from '../wire/page-stream.ts';
 import { SectionReader } from '../wire/sections.ts';
 import { SECTION } from '../wire/spec.ts';
 import type { ReplicatedGuest } from './guest.ts';
@@ -140,7 +140,7 @@ export class StandbyStore {
   validate(id: number, manifest: Manifest): Fault | undefined {
     const staged = this.#staged.get(id);
     if (staged === undefined) return fault(FAULT.SECTION_MISSING, 'nothing was staged');
-    if (manifest.pages > this.#frames)
+    if (manifest.pages > this.#frames * (1 + PAGES_AHEAD_SHARE))
       return fault(FAULT.MANIFEST_MISMATCH, `${manifest.pages} pages`);
     staged.pages = new Uint32Array(manifest.pages);
     staged.content = new Uint8Array(manifest.pages * PAGE_SIZE);

@@ -7,7 +7,7 @@ import { FAULT, type FaultCode, faultSentence } from './fault.ts';
 import { fuzzDecoder } from './fuzz.ts';
 import type { Hello, Message } from './message.ts';
 import { negotiate } from './negotiate.ts';
-import { decodePages, PAGE_ERROR, PageEncoder } from './page-stream.ts';
+import { decodePages, PAGE_ERROR, PAGES_VERSION, PageEncoder } from './page-stream.ts';
 import { SectionReader, writeSectionHeader } from './sections.ts';
 import { ARBITER, CMD, HEADER, ON_PEER_LOSS, ROLE, SECTION } from './spec.ts';
 import {
@@ -231,6 +231,39 @@ describe('golden transcripts', () => {
       message,
     }));
     await expect(transcript(lines)).toMatchFileSnapshot('golden/other-messages.txt');
+  });
+
+  it('sends pages ahead of a capture, gives that up, and does it again', async () => {
+    const from = 'primary' as const;
+    const record = (page: number, byte: number): Uint8Array => {
+      const out = new Uint8Array(64);
+      const stats = new Uint32Array(5);
+      const content = new Uint8Array(16).fill(byte);
+      new PageEncoder(0, 16).encode(Uint32Array.of(page), 0, 1, content, 0, out, 12, stats);
+      writeSectionHeader(out, 0, SECTION.pages, PAGES_VERSION, 0, stats[4]! - 12);
+      return out.subarray(0, stats[4]);
+    };
+    const parts = [record(7, 1), record(8, 0), record(7, 2)];
+    const part = (seq: number): Line => ({
+      from,
+      message: { ...E, cmd: 'CONTINUE', id: 2, seq, payload: parts[seq]! },
+    });
+    const all = concat(parts);
+    const counted = { frames: 3, sections: 3, bytes: all.length, pages: 3, crc: crc32c(all) };
+    const lines: Line[] = [
+      { from, message: { ...E, cmd: 'BEGIN', id: 2, baseId: 1, syncFrames: 1 } },
+      part(0),
+      { from, message: { ...E, cmd: 'CANCEL', id: 2, code: FAULT.CANCELLED } },
+      { from, message: { ...E, cmd: 'BEGIN', id: 2, seq: 1, baseId: 1, syncFrames: 1 } },
+      part(0),
+      part(1),
+      { from, message: { ...E, cmd: 'HEARTBEAT', id: 1, appliedId: 1, degraded: false } },
+      // The capture: page 7 was written again.
+      part(2),
+      { from, message: { ...E, cmd: 'COMMIT', id: 2, seq: 3, manifest: counted } },
+      { from: 'standby', message: { ...E, cmd: 'ACK', id: 2, of: 'commit', degraded: false } },
+    ];
+    await expect(transcript(lines)).toMatchFileSnapshot('golden/ahead.txt');
   });
 
   it('lists every fault with its sentence', async () => {

@@ -24,6 +24,8 @@ interface Figures {
   readonly ackedEpochs: number;
   readonly lastPauseNs: number;
   readonly lastPages: number;
+  readonly lastAhead: number;
+  readonly lastAgain: number;
   readonly outputDelayNs: number;
   readonly sentBytes: number;
 }
@@ -73,7 +75,8 @@ function end(child: ChildProcess): Promise<void> {
 
 let count = 0;
 
-async function runPair(
+/** A pair of hosts on loopback, measured for a while. Epochs with fewer than nine tenths of `dirtyPages` are left out. */
+export async function runPair(
   folder: string,
   primary: Command,
   measureMs: number,
@@ -116,6 +119,8 @@ async function runPair(
     const pauses: number[] = [];
     const delays: number[] = [];
     let pages = 0;
+    let ahead = 0;
+    let again = 0;
     let allPages = 0;
     let seen = 0;
     let last = before!;
@@ -123,13 +128,16 @@ async function runPair(
       await sleep(LOOK_MS);
       const now = await ask();
       if (now === undefined || now.epochs === last.epochs) continue;
-      allPages += now.lastPages;
+      const different = now.lastPages + now.lastAhead - now.lastAgain;
+      allPages += different;
       seen++;
       // Epochs of a round that has just begun, or of one that was cut in two, say nothing about this many pages.
-      if (now.lastPages >= dirtyPages * 0.9) {
+      if (different >= dirtyPages * 0.9) {
         pauses.push(now.lastPauseNs / 1e6);
         delays.push(now.outputDelayNs / 1e6);
-        pages += now.lastPages;
+        pages += different;
+        ahead += now.lastAhead;
+        again += now.lastAgain;
       }
       last = now;
     }
@@ -141,6 +149,8 @@ async function runPair(
       pause: summarize(pauses).median,
       'capture to ACK': summarize(delays).median,
       'pages an epoch': usual,
+      'pages sent ahead': ahead / pauses.length,
+      'pages sent twice': again / pauses.length,
       'bytes sent per dirty byte':
         (last.sentBytes - before!.sentBytes) / (epochs * (allPages / seen) * 4096),
       epochs: epochs / seconds,
@@ -150,6 +160,50 @@ async function runPair(
     await end(child);
     await end(standby.child);
   }
+}
+
+/** How a guest writes, for the copies ahead: `pages` of an area of `mem` bytes every `period` µs. */
+const HABITS = [
+  {
+    name: 'writes new pages all the time',
+    append: 'pages=400 mem=512M period=10000 content=delta',
+  },
+  {
+    name: 'writes random pages of 128 MiB',
+    append: 'pages=400 mem=128M order=random period=10000 content=delta',
+  },
+  {
+    name: 'writes the same pages again and again',
+    append: 'pages=4000 period=10000 content=delta',
+  },
+] as const;
+
+/** The pause with and without pages that are sent ahead of it; nothing else differs between the two policies here. */
+function aheadExperiment(
+  { folder, quick }: BenchContext,
+  habit: (typeof HABITS)[number],
+): Experiment {
+  const side = (name: string, policy: string): Experiment['sides'][number] => {
+    const command = [
+      ...tsvmmCommand({ guest: 'dirty', append: habit.append, memory: '768M' }),
+      ...['--ft-policy', policy, '--ft-interval', '100ms'],
+    ];
+    return {
+      name,
+      command: `node dist/src/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
+      run: () => runPair(folder, command, quick ? 4000 : 10_000, 1000),
+    };
+  };
+  const unit: Record<string, string> = { pause: 'ms', 'capture to ACK': 'ms' };
+  return {
+    name: `copies ahead: a guest that ${habit.name}, every 100 ms`,
+    metrics: [
+      ...['pause', 'capture to ACK', 'pages an epoch', 'pages sent ahead', 'pages sent twice'],
+      ...['epochs', 'CPU of the primary per epoch', 'bytes sent per dirty byte'],
+    ].map((name) => ({ name, unit: unit[name] ?? '' })),
+    sides: [side('adaptive (ahead)', 'adaptive'), side('periodic', 'periodic')],
+    runs: quick ? 1 : 3,
+  };
 }
 
 function experiment(
@@ -204,6 +258,7 @@ export const checkpoint: Measure = {
       ...['256M', '1G', '2G'].map((memory) =>
         experiment(context, 256, 'delta', ['pause', 'capture to ACK'], memory),
       ),
+      ...HABITS.map((habit) => aheadExperiment(context, habit)),
     ];
   },
 };
