@@ -27,6 +27,11 @@ state_hold:
     .irp r, rbx, rbp, r12, r13, r14, r15
     push %\r
     .endr
+    // With IOPL 3, POPF in ring 3 changes IF: it stays as it is.
+    pushfq
+    mov (%rsp), %rax
+    and $0x3200, %eax
+    or %rax, state_in + FLAGS
     fninit
     fldcw state_in + CONTROL
     ldmxcsr state_in + MXCSR
@@ -84,8 +89,7 @@ state_hold:
     .endr
     vzeroupper
 7:
-    pushq $2
-    popfq
+    popfq                       // as on entry
     .irp r, r15, r14, r13, r12, rbp, rbx
     pop %\r
     .endr

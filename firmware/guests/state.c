@@ -90,7 +90,12 @@ static const uint32_t checked_msrs[] = {
   0x175,      // SYSENTER_ESP
   0x176,      // SYSENTER_EIP
 };
-static uint64_t msr_pattern(uint32_t msr) { return msr == 0xc0000084 ? 0x47700 : 0x7f0012340000 + msr % 0x1000; }
+static uint64_t msr_pattern(uint32_t msr) {
+  if (msr == 0xc0000084) return 0x47700;
+  // KVM keeps 32 bits of SYSENTER_ESP and SYSENTER_EIP for a guest that sees an AMD processor, which uses no more.
+  if (msr == 0x175 || msr == 0x176) return 0x12340000 + msr;
+  return 0x7f0012340000 + msr % 0x1000;
+}
 
 static uint64_t debug_pattern[4];
 

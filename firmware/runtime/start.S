@@ -2,8 +2,9 @@
 //
 // Some KVMs emulate ring 0 one instruction at a time (about 0.6 us each), so this path is short: page tables, GDT and
 // IDT are finished at link time, and everything else happens in ring 3, where code runs natively. Ring 3 may do port
-// I/O because the TSS bitmap is all zero (IOPL cannot be relied on), and it can write every table here because all pages
-// are user pages: isolation inside a test guest has no use.
+// I/O for two reasons: the TSS bitmap is all zero, which is all that some KVMs' emulators look at, and IOPL is 3, because
+// QEMU's software CPU does not look at a bitmap once a hypervisor on it has loaded the task register as busy. It can
+// write every table here because all pages are user pages: isolation inside a test guest has no use.
 #include "layout.h"
 
     // Xen ABI, XEN_ELFNOTE_PHYS32_ENTRY: where a PVH loader enters.
@@ -181,7 +182,7 @@ enter_ring3:
     mov CPU_STACK0(%rbx), %rsp
     pushq $SEL_DATA3
     pushq CPU_STACK3(%rbx)
-    pushq $2
+    pushq $0x3002               // interrupts off, IOPL 3
     pushq $SEL_CODE3
     pushq $ring3_start
     iretq

@@ -71,15 +71,21 @@ function delays(count: number, wholeMs: number, share = 0.8): number[] {
   return weights.map((weight) => (weight / sum) * wholeMs * share);
 }
 
+/** A real KVM, on a slow CPU: the same moves, and fewer of them. */
+const inLab = process.env.TSVMM_LAB === '1';
+
 describe('a guest moved to fresh machines at arbitrary instants', () => {
-  const append = 'iters=400 every=20 spins=20000 mem=2M avx=force';
+  // The software KVM has AVX and does not say so; a real one says what it has (the lab's has none: SSE and x87 remain).
+  const avx = inLab ? 'auto' : 'force';
+  const append = `iters=${inLab ? 60 : 400} every=20 spins=20000 mem=2M avx=${avx}`;
 
   it('keeps registers, AVX, timers and memory (one move each, early and late)', async () => {
     const whole = await runGuest('state', { append });
     expect(whole.outcome).toEqual({ kind: 'power-off' });
-    expect(whole.text).toContain('avx 1');
+    if (avx === 'force') expect(whole.text).toContain('avx 1');
     let moves = 0;
-    for (let i = 0; i < 8; i++) {
+    const tries = inLab ? 4 : 8;
+    for (let i = 0; i < tries; i++) {
       const at = fraction() * whole.ms;
       const moved = await relay('state', { append }, [at]);
       expect(moved, `moved after ${at} ms`).toMatchObject({
@@ -88,27 +94,29 @@ describe('a guest moved to fresh machines at arbitrary instants', () => {
       });
       moves += moved.moves;
     }
-    expect(moves).toBeGreaterThan(4);
+    expect(moves).toBeGreaterThan(inLab ? 0 : tries / 2);
   });
 
   it('keeps them over many moves of one run', async () => {
     const whole = await runGuest('state', { append });
-    const moved = await relay('state', { append }, delays(25, whole.ms));
-    expect(moved.moves).toBeGreaterThan(10);
+    const moved = await relay('state', { append }, delays(inLab ? 10 : 25, whole.ms));
+    expect(moved.moves).toBeGreaterThan(inLab ? 4 : 10);
     expect(moved).toMatchObject({ outcome: { kind: 'power-off' }, text: whole.text });
   });
 
   it('keeps two CPUs together: atomics, lock, IPIs while halted, timers of their own', async () => {
-    const options = { append: 'cpus=2 incs=2000000 rounds=3000 ticks=200', cpus: 2 };
+    const work = inLab ? 'incs=400000 rounds=300 ticks=50' : 'incs=2000000 rounds=3000 ticks=200';
+    const options = { append: `cpus=2 ${work}`, cpus: 2 };
     const whole = await runGuest('smp', options);
     expect(whole.outcome).toEqual({ kind: 'power-off' });
     let moves = 0;
-    for (let i = 0; i < 4; i++) {
+    const tries = inLab ? 2 : 4;
+    for (let i = 0; i < tries; i++) {
       const moved = await relay('smp', options, delays(5, whole.ms));
       expect(moved).toMatchObject({ outcome: { kind: 'power-off' }, text: whole.text });
       moves += moved.moves;
     }
-    expect(moves).toBeGreaterThan(8);
+    expect(moves).toBeGreaterThan(tries * 2);
   });
 });
 
