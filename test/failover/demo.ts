@@ -1,6 +1,7 @@
 /**
  * `npm run demo`: shows a guest surviving the loss of its host, and checks it from outside. Options: --json, --fault NAME,
- * --seed N, --disk replicate (each host has a disk of its own), --keep.
+ * --seed N, --disk replicate (each host has a disk of its own), --arbiter
+ * lock|etcd, --keep.
  */
 import { Prng } from '../../src/base/prng.ts';
 import { FAULTS, type FaultName, runScenario } from './scenario.ts';
@@ -18,6 +19,11 @@ if (fault === undefined || !Number.isSafeInteger(seed)) {
   process.stderr.write(`demo: --fault is one of ${FAULTS.join(', ')}, --seed a number\n`);
   process.exit(2);
 }
+const arbiter = value('--arbiter') ?? 'lock';
+if (arbiter !== 'lock' && arbiter !== 'etcd') {
+  process.stderr.write('demo: --arbiter is lock or etcd\n');
+  process.exit(2);
+}
 const say = (line: string): void => {
   if (!json) process.stdout.write(`${line}\n`);
 };
@@ -27,6 +33,7 @@ say(
 try {
   const result = await runScenario({
     fault,
+    arbiter,
     random: new Prng(seed),
     disks,
     say,

@@ -16,6 +16,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { askControl } from '../../src/monitor/control-server.ts';
+import { EtcdCluster } from './etcd-cluster.ts';
 import { CuttingProxy } from './proxy.ts';
 import { Switch } from './switch.ts';
 
@@ -33,6 +34,9 @@ export function guestPath(name: string): string {
 
 /** In the lab everything takes longer. */
 const SLOW = process.env.TSVMM_LAB === '1' ? 8 : 1;
+
+/** With an etcd arbiter: how long it waits for an owner that is silent. */
+export const LEASE_MS = 3000 * SLOW;
 
 /** Until the guest is protected, at most. */
 export const PROTECT_TIMEOUT_MS = 60_000 * SLOW;
@@ -129,8 +133,8 @@ export interface PairOptions {
   readonly bare?: boolean;
   /** A card and no disk. */
   readonly diskless?: boolean;
-  /** Default: both use one lock file. */
-  readonly arbiter?: 'lock' | 'none';
+  /** Default: both use one lock file. `etcd`: a cluster of one member, of this pair's own. */
+  readonly arbiter?: 'lock' | 'none' | 'etcd';
   readonly primaryArgs?: readonly string[];
   readonly standbyArgs?: readonly string[];
   /** What stands in the place of the standby's arguments for its disk and card. */
@@ -164,6 +168,8 @@ const DISK_BYTES = 16 * 2 ** 20;
 export class Pair {
   readonly folder = mkdtempSync(join(tmpdir(), 'tsvmm-failover-'));
   readonly net = new Switch();
+  /** Once a standby was started, with `arbiter: 'etcd'`. */
+  etcd: EtcdCluster | undefined;
   readonly #options: PairOptions;
   readonly #processes: Process[] = [];
   #standbyCount = 0;
@@ -199,7 +205,14 @@ export class Pair {
   }
 
   get arbiter(): string {
-    return this.#options.arbiter === 'none' ? 'none' : `lock:${this.path('lock')}`;
+    switch (this.#options.arbiter) {
+      case 'none':
+        return 'none';
+      case 'etcd':
+        return this.etcd!.arbiter('guest', `lease=${LEASE_MS}ms`);
+      default:
+        return `lock:${this.path('lock')}`;
+    }
   }
 
   /** The process of a host: the newest. */
@@ -233,6 +246,7 @@ export class Pair {
 
   async #prepare(): Promise<void> {
     if (this.#proxies.a !== undefined) return;
+    if (this.#options.arbiter === 'etcd') this.etcd = await EtcdCluster.start({ members: 1 });
     for (const side of ['a', 'b'] as const) {
       await this.net.listen(this.path(`net-${side}`));
       this.#proxies[side] = await CuttingProxy.start(1);
@@ -364,6 +378,7 @@ export class Pair {
     }
     for (const proxy of Object.values(this.#proxies)) proxy.close();
     this.net.close();
+    this.etcd?.close();
     if (!keep) rmSync(this.folder, { recursive: true, force: true });
   }
 }

@@ -19,7 +19,10 @@ export const FAULTS = [
   'kill-commit',
   /** The primary is killed while the guest waits for a flush of its disk, before or just after it is let go. */
   'kill-flush',
-  /** The primary is stopped (SIGSTOP) and later goes on: nobody else may run the guest meanwhile. */
+  /**
+   * The primary is stopped (SIGSTOP) and later goes on. It holds its lock: nobody else may run the guest meanwhile. With a lease
+   * the standby takes over, and the primary ends without another word.
+   */
   'stop-primary',
   /** The standby is stopped: the guest goes on without it. */
   'stop-standby',
@@ -41,6 +44,7 @@ export interface ScenarioOptions {
   readonly model?: 'virtio' | 'e1000';
   readonly cpus?: number;
   readonly disks?: 'shared' | 'replicate';
+  readonly arbiter?: 'lock' | 'etcd';
   /** Told what is going on, one line each. */
   readonly say?: (line: string) => void;
   /** Leave the files where they are, for a look. */
@@ -165,6 +169,21 @@ export async function runScenario(options: ScenarioOptions): Promise<ScenarioRes
       case 'stop-primary': {
         primary.signal('SIGSTOP');
         say(`primary stopped after ${replies.length} replies`);
+        if (options.arbiter === 'etcd') {
+          await taken();
+          const before = pair.net.framesFrom(pair.path('net-a'));
+          primary.signal('SIGCONT');
+          if ((await primary.exit()) !== 1)
+            checks.push(`the primary ended with ${primary.outcome}`);
+          if (!/generation 2 of this guest runs on another host/.test(primary.log)) {
+            checks.push('the primary does not say why it has ended');
+          }
+          const late = pair.net.framesFrom(pair.path('net-a')) - before;
+          say(`the old primary went on and ended itself; frames it sent: ${late}`);
+          if (late !== 0) checks.push(`the old primary sent ${late} frames after its lease`);
+          await answersAgain();
+          break;
+        }
         await sleep(4000);
         if (pair.tookOver())
           checks.push('the standby took over from a primary that was only stopped');

@@ -1,5 +1,5 @@
 /**
- * `npm run soak -- --runs N [--fault NAME] [--rounds N] [--seed N] [--disk shared|replicate|both]`: failovers at random instants, every
+ * `npm run soak -- --runs N [--fault NAME] [--rounds N] [--seed N] [--disk shared|replicate|both] [--arbiter lock|etcd]`: failovers at random instants, every
  * kind of fault in turn, and a tally. `--rounds N` sends the guest back and forth N times in each run; `--fault partition` cuts the link between hosts that live
  * and looks that one side goes on. Ends with status 1 if anything was lost; each failure prints the command that repeats it.
  */
@@ -36,6 +36,11 @@ if (names.length === 0) {
   );
   process.exit(2);
 }
+const arbiter = value('--arbiter') ?? 'lock';
+if (arbiter !== 'lock' && arbiter !== 'etcd') {
+  process.stderr.write('soak: --arbiter is lock or etcd\n');
+  process.exit(2);
+}
 const policies = ['adaptive', 'kemari', 'periodic'] as const;
 const models = ['virtio', 'e1000'] as const;
 const tally = new Map<
@@ -43,7 +48,10 @@ const tally = new Map<
   { runs: number; lost: number; failed: number; outputs: number; blackouts: number[] }
 >();
 
-type Options = Pick<Parameters<typeof runScenario>[0], 'random' | 'policy' | 'model' | 'disks'>;
+type Options = Pick<
+  Parameters<typeof runScenario>[0],
+  'random' | 'policy' | 'model' | 'disks' | 'arbiter'
+>;
 
 /** One run, from start to verdict. */
 async function runOne(
@@ -70,12 +78,13 @@ for (let run = 0; run < runs; run++) {
   tally.set(fault, row);
   row.runs++;
   const which = fault === 'round-trip' ? `--rounds ${rounds}` : `--fault ${fault}`;
-  const repeat = `npm run soak -- --runs 1 ${which} --seed ${runSeed} --disk ${kept}`;
+  const repeat = `npm run soak -- --runs 1 ${which} --seed ${runSeed} --disk ${kept} --arbiter ${arbiter}`;
   try {
     const result = await runOne(fault, {
       random,
       policy,
       model,
+      arbiter,
       disks: disks === 'replicate' ? 'replicate' : 'shared',
     });
     row.lost += result.lost;

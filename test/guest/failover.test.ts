@@ -2,6 +2,7 @@
 // fresh one. Two processes on loopback, a client outside; what the client saw must stand in the journal on the disk.
 import { describe, expect, it } from 'vitest';
 import { Prng } from '../../src/base/prng.ts';
+import { etcdMissing } from '../failover/etcd-cluster.ts';
 import { runScenario, type ScenarioOptions } from '../failover/scenario.ts';
 
 async function survives(options: Omit<ScenarioOptions, 'random'>, seed: number): Promise<void> {
@@ -16,7 +17,9 @@ async function survives(options: Omit<ScenarioOptions, 'random'>, seed: number):
   const { lost, complaints, survivor } = result;
   expect({ lost, complaints }, said.join('\n')).toEqual({ lost: 0, complaints: [] });
   expect(result.verified, said.join('\n')).toBe(true);
-  if (options.fault.startsWith('kill-s') || options.fault.startsWith('stop')) {
+  const moves = options.fault === 'stop-primary' && options.arbiter === 'etcd';
+  if (moves) expect(survivor).toBe('standby');
+  else if (options.fault.startsWith('kill-s') || options.fault.startsWith('stop')) {
     expect(survivor).toBe('primary');
   }
 }
@@ -38,6 +41,15 @@ describe('failover', { timeout: 120_000 }, () => {
   for (const [i, [name, options]] of cases.entries()) {
     it(`loses nothing: ${name}`, () => survives(options, 1000 + i));
   }
+
+  describe.skipIf(etcdMissing() !== undefined)('with an etcd arbiter', () => {
+    it.each([
+      ['kill', { fault: 'kill', arbiter: 'etcd' }],
+      ['a primary stopped for longer than its lease', { fault: 'stop-primary', arbiter: 'etcd' }],
+      ['a link cut at a byte', { fault: 'cut', arbiter: 'etcd' }],
+      ['a planned switch-over', { fault: 'switchover', arbiter: 'etcd' }],
+    ] as const)('loses nothing: %s', (_name, options) => survives(options, 1100));
+  });
 
   it('loses nothing when killed at a fresh instant', async () => {
     await survives({ fault: 'kill' }, Date.now() % 1e9);

@@ -91,7 +91,9 @@ export class Outputs implements TapSink {
     if (lease === undefined) return;
     for (const disk of this.disks) {
       // A copy of this host's own is seen by nobody.
-      disk.setLeaseDeadlineNs(disk.isOutput ? lease.untilNs : Number.POSITIVE_INFINITY);
+      disk.setLeaseDeadlineNs(
+        disk.isOutput ? Math.max(0, lease.untilNs) : Number.POSITIVE_INFINITY,
+      );
     }
     if (lease.valid) this.released();
   }
