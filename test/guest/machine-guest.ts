@@ -12,6 +12,7 @@ import { loadNativeIo } from '../../src/kvm/native-io.ts';
 import type { Image, MachineConfig } from '../../src/machine/config.ts';
 import { Machine } from '../../src/machine/machine.ts';
 import type { Outcome } from '../../src/machine/outcome.ts';
+import type { DiskPart } from '../../src/machine/pci-devices.ts';
 import { preciseTime } from '../../src/machine/precise-time.ts';
 
 export const root = join(import.meta.dirname, '..', '..');
@@ -57,6 +58,21 @@ export interface TestMachine {
 
 /** A machine with a guest that is not loaded yet. */
 export function makeMachine(guest: string, options: GuestOptions = {}): TestMachine {
+  return assembled(newMachine(guest, options), []);
+}
+
+/** The same with disks, which `open` opens on its memory; who closes them is the caller. */
+export async function makeMachineWithDisks(
+  guest: string,
+  options: GuestOptions,
+  open: (machine: Machine) => Promise<DiskPart[]>,
+): Promise<TestMachine & { readonly disks: readonly DiskPart[] }> {
+  const machine = newMachine(guest, options);
+  const disks = await open(machine);
+  return { ...assembled(machine, disks), disks };
+}
+
+function newMachine(guest: string, options: GuestOptions): Machine {
   const { append = '', cpus = 1, memoryMib = 32, onReset = 'restart', log = silentLog } = options;
   const config: MachineConfig = {
     name: guest,
@@ -65,13 +81,16 @@ export function makeMachine(guest: string, options: GuestOptions = {}): TestMach
     cpu: 'host',
     boot: { kind: 'kernel', kernel: guestImage(guest), initrd: undefined, commandLine: append },
   };
-  const machine = new Machine(config, { host, log, time: preciseTime(io), onReset });
+  return new Machine(config, { host, log, time: preciseTime(io), onReset });
+}
+
+function assembled(machine: Machine, disks: readonly DiskPart[]): TestMachine {
   const console = new MemoryConsole();
   try {
     const { hasIoeventfdAnyLength } = host.probe();
     machine.assemble({
       serial: [console],
-      disks: [],
+      disks,
       nets: [],
       doorbellsOfAnyWidth: hasIoeventfdAnyLength,
     });
