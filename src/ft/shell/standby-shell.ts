@@ -483,18 +483,20 @@ export class StandbyShell {
     });
   }
 
-  /** Applies a transaction: its disks first, because they take time, then memory and state. */
+  /**
+   * Applies a transaction. Memory and state at once, because the pages of the next one are differences to it; the disks take their
+   * time, and until they are done the transaction does not count as applied.
+   */
   #apply(standby: Standby, store: StandbyStore, id: number): void {
     const disks = store.applyDisks(id);
+    store.apply(id, this.#now());
     if (disks === undefined) {
-      store.apply(id, this.#now());
       standby.applied(id, false, this.#now());
       return;
     }
     const resets = this.#resets;
     void disks.then(() => {
       if (this.#closed || this.#standby !== standby || resets !== this.#resets) return;
-      store.apply(id, this.#now());
       standby.applied(id, store.disks!.failure !== '', this.#now());
       this.#run();
     });
