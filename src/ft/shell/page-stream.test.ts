@@ -186,8 +186,8 @@ describe('the stream of pages', () => {
       for (const each of frames) store.stage(id, each);
       expect(store.validate(id, manifest), `seed ${seed}`).toBeUndefined();
       expect(Buffer.compare(standby.bytes, before)).toBe(0);
-      store.committed(id);
-      store.apply(id, 0);
+      store.committed(id, 0);
+      void store.apply(id);
       epoch.dispose();
       expect(Buffer.compare(standby.bytes, wanted), `seed ${seed}, transaction ${id}`).toBe(0);
       expect(Buffer.compare(store.container!, container)).toBe(0);

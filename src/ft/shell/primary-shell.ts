@@ -124,8 +124,15 @@ export class PrimaryShell {
           }
           this.primary.connected(this.#now());
         },
-        message: (message) => this.primary.message(message, this.#now()),
-        fault: (fault) => this.primary.decodeFault(fault, this.#now()),
+        message: (message) => {
+          this.primary.message(message, this.#now());
+          // Before the next message: what this one asked for comes first, or a capture mixes with a return behind it.
+          this.#run();
+        },
+        fault: (fault) => {
+          this.primary.decodeFault(fault, this.#now());
+          this.#run();
+        },
         disconnected: (why) => this.#disconnected(why),
         failed: (why) => this.#peerFailed(`cannot be reached: ${why}`),
         settled: () => this.#run(),

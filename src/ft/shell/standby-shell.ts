@@ -429,7 +429,7 @@ export class StandbyShell {
         store.discard(e.fromId);
         break;
       case 'committed':
-        store.committed(e.id);
+        store.committed(e.id, this.#now());
         this.#state('protecting');
         break;
       case 'apply':
@@ -483,13 +483,9 @@ export class StandbyShell {
     });
   }
 
-  /**
-   * Applies a transaction. Memory and state at once, because the pages of the next one are differences to it; the disks take their
-   * time, and until they are done the transaction does not count as applied.
-   */
+  /** Applies what takes time of a transaction, its disk writes; memory and state were applied when it was committed. */
   #apply(standby: Standby, store: StandbyStore, id: number): void {
-    const disks = store.applyDisks(id);
-    store.apply(id, this.#now());
+    const disks = store.apply(id);
     if (disks === undefined) {
       standby.applied(id, false, this.#now());
       return;

@@ -200,32 +200,24 @@ export class StandbyStore {
     return undefined;
   }
 
-  /** Transaction `id`, found sound, is the committed state now. */
-  committed(id: number): void {
-    const { log } = this.#must(id);
-    this.replay.accept(log, 0, log.length);
-  }
-
-  /** Begins to bring the disks to transaction `id`, if it does anything to them; resolves when that is done, or has failed. */
-  applyDisks(id: number): Promise<void> | undefined {
-    const { disks } = this.#must(id);
-    return disks.length === 0 ? undefined : this.disks!.apply(id, disks);
-  }
-
-  /** Whether transaction `id` is still staged. */
-  has(id: number): boolean {
-    return this.#staged.has(id);
-  }
-
-  /** Brings memory, container and log to transaction `id`. Cannot fail. */
-  apply(id: number, nowNs: number): void {
+  /**
+   * Transaction `id`, found sound, is the committed state now: memory, container and log are brought to it at once, because the
+   * next one is made of differences to it. Cannot fail.
+   */
+  committed(id: number, nowNs: number): void {
     const { pages, content, container, log } = this.#must(id);
+    this.replay.accept(log, 0, log.length);
     this.#guest.map.scatter(pages, pages.length, content);
     this.#container = container;
     this.replay.apply(log, 0, log.length);
-    this.addresses.learnLog(log);
-    this.#staged.delete(id);
     this.appliedAtNs = nowNs;
+  }
+
+  /** Brings the disks to transaction `id`, committed before; resolves when that is done, or has failed. Undefined: at once. */
+  apply(id: number): Promise<void> | undefined {
+    const { disks } = this.#must(id);
+    this.#staged.delete(id);
+    return disks.length === 0 ? undefined : this.disks!.apply(id, disks);
   }
 
   #must(id: number): Staged {
