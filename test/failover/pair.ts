@@ -171,6 +171,8 @@ export class Pair {
   /** Once a standby was started, with `arbiter: 'etcd'`. */
   etcd: EtcdCluster | undefined;
   readonly #options: PairOptions;
+  /** What stands in the place of the standby's arguments for its disk and card. */
+  standbyParts: readonly string[] | undefined;
   readonly #processes: Process[] = [];
   #standbyCount = 0;
   #third: Process | undefined;
@@ -180,6 +182,7 @@ export class Pair {
 
   constructor(options: PairOptions = {}) {
     this.#options = options;
+    this.standbyParts = options.standbyParts;
     for (const image of new Set([this.disk, this.standbyDisk])) {
       writeFileSync(image, '');
       truncateSync(image, options.diskBytes ?? DISK_BYTES);
@@ -256,7 +259,8 @@ export class Pair {
   /** Starts a standby (again), also on the host that ran the guest before. */
   async startStandby(side: Side = 'b'): Promise<void> {
     await this.#prepare();
-    const { standbyArgs = [], standbyParts, bare, diskless, roundTrip } = this.#options;
+    const { standbyArgs = [], bare, diskless, roundTrip } = this.#options;
+    const { standbyParts } = this;
     const count = ++this.#standbyCount;
     const name = count === 1 ? 'standby' : `standby-${count}`;
     const net = `net0=stream=${this.path(`net-${side}`)}`;
