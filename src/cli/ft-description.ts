@@ -17,6 +17,8 @@ const count = v.pipe(v.number(), v.integer(), v.minValue(0));
 const id = v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$/));
 
 const descriptionSchema = v.strictObject({
+  /** As which generation the guest runs there. */
+  generation: v.pipe(count, v.minValue(1)),
   vm: v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/)),
   name: v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/)),
   memoryBytes: v.pipe(
@@ -78,6 +80,8 @@ const descriptionSchema = v.strictObject({
 
 /** A machine as its primary describes it. */
 export type Description = v.InferOutput<typeof descriptionSchema>;
+/** What of it does not change with the host that runs the guest's next generation. */
+export type MachineDescription = Omit<Description, 'generation'>;
 
 function ticket(role: string, image: Image): ImageTicket {
   const { name, bytes } = image;
@@ -104,7 +108,7 @@ export function describeMachine(
   disks: readonly DiskPart[],
   nets: readonly NetPart[],
   storages: readonly DescribedStorage[],
-): Description {
+): MachineDescription {
   const { boot, name, memoryBytes, cpus, cpu } = config;
   const roles = boot.kind === 'firmware' ? ['firmware'] : ['kernel', 'initrd'];
   return {

@@ -17,7 +17,7 @@ import { END_REASON } from '../ft/wire/spec.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
 import { replicatedGuest } from '../machine/replicated-guest.ts';
-import { type Description, descriptionDigest } from './ft-description.ts';
+import { descriptionDigest, type MachineDescription, parseDescription } from './ft-description.ts';
 import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
 import type { PeerAddress, ProtectionSettings } from './ft-settings.ts';
 import { diskLine, showStatus, syncLine } from './ft-status.ts';
@@ -38,7 +38,7 @@ export interface ProtectionParts {
 
 /** What a standby has to know before it can build the machine. */
 export interface GuestDescription {
-  readonly description: Description;
+  readonly description: MachineDescription;
   /** Bytes of the boot images, as the description lists them. */
   readonly images: readonly Uint8Array[];
 }
@@ -108,7 +108,8 @@ export class Protection {
     const { machine, outputs, disks, io } = this.#parts;
     const { log } = machine;
     const { arbiter } = authority;
-    const { description, images } = this.#parts.describe();
+    const { description: made, images } = this.#parts.describe();
+    const description = parseDescription({ ...made, generation: authority.generation });
     const settings = this.#settings;
     const goesOn = (settings.onPeerLoss ?? (arbiter ? 'continue' : 'pause')) === 'continue';
     // What the processors are can only be read while they stand still.

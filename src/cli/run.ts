@@ -11,7 +11,7 @@ import { preciseTime } from '../machine/precise-time.ts';
 import { openSavedFile } from '../machine/saved-file.ts';
 import { ControlServer, controlPath } from '../monitor/control-server.ts';
 import { checkForReplication, type OpenDevices, openDevices } from './device-options.ts';
-import { bootImages, describeMachine, parseDescription } from './ft-description.ts';
+import { bootImages, describeMachine } from './ft-description.ts';
 import { openArbiter, randomName } from './ft-options.ts';
 import { controlHandler, handleSignals } from './guest-commands.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
@@ -113,7 +113,7 @@ function describer(options: RunOptions, devices: OpenDevices): () => GuestDescri
       describeStorage(options.disks),
     );
     made = {
-      description: parseDescription(description),
+      description,
       images: bootImages(machine.boot).map((image) => image.bytes),
     };
     return made;

@@ -358,8 +358,8 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
       arbiter,
       inspect(received) {
         const description = parseDescription(received);
-        const { vm, images } = description;
-        return { vm, tickets: images, storage: builder.storage(description) };
+        const { vm, generation, images } = description;
+        return { vm, generation, tickets: images, storage: builder.storage(description) };
       },
       build: (received, images) => builder.build(received, images),
       events: {

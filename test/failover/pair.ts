@@ -266,12 +266,13 @@ export class Pair {
     const net = `net0=stream=${this.path(`net-${side}`)}`;
     const disk = diskless ? [] : ['--disk', `disk0=${this.diskOf(side)}`];
     const parts = bare ? [] : [...disk, '--net', net];
-    const peer = `127.0.0.1:${this.proxyTo(otherSide(side)).port}`;
+    // The same list on both hosts: each finds itself in it, too.
+    const peers = ['a', 'b'].map((each) => `127.0.0.1:${this.proxyTo(each as Side).port}`);
     const standby = new Process(name, this.folder, [
       ...['standby', '--listen', '127.0.0.1:0', ...(standbyParts ?? parts)],
       ...['--serial', `file:${this.path(`console-${side}`)}`],
       ...['--ft-arbiter', this.arbiter, '--control', this.path(`${side}.sock`)],
-      ...(roundTrip ? ['--ft-peer', peer] : []),
+      ...(roundTrip ? ['--ft-peer', peers.join()] : []),
       ...this.#timeout,
       ...standbyArgs,
     ]);
@@ -314,7 +315,8 @@ export class Pair {
   async startThird(): Promise<void> {
     await this.net.listen(this.path('net-c'));
     const third = new Process('third', this.folder, [
-      ...['standby', '--listen', '127.0.0.1:0', '--disk', `disk0=${this.disk}`],
+      ...['standby', '--listen', '127.0.0.1:0'],
+      ...(this.#options.diskless ? [] : ['--disk', `disk0=${this.disk}`]),
       ...['--net', `net0=stream=${this.path('net-c')}`, '--serial', 'null'],
       ...['--ft-arbiter', this.arbiter, ...this.#timeout],
     ]);

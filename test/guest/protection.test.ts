@@ -167,6 +167,30 @@ describe('several peers', { timeout: 120_000 }, () => {
     expect(verify(client.replies, pair.disk)).toMatchObject({ lost: 0, complaints: [] });
   });
 
+  it('any of them tells an old primary that it is over', async () => {
+    const standbyArgs: string[] = [];
+    const primaryArgs = ['--ft-on-peer-loss', 'continue'];
+    const pair = new Pair({ arbiter: 'none', diskless: true, standbyArgs, primaryArgs });
+    const client = new DemoClient(pair.net.plug('client', (frame) => client.receive(frame)));
+    open.push({ pair, client });
+    await pair.startThird();
+    standbyArgs.push('--ft-peer', `127.0.0.1:${pair.thirdPort}`);
+    await pair.startStandby();
+    primaryArgs.push('--ft-peer', `127.0.0.1:${pair.proxy.port},127.0.0.1:${pair.thirdPort}`);
+    pair.startPrimary();
+    await pair.protected();
+    // An operator who is wrong: the old primary lives and has gone on alone. It cannot reach the survivor itself, but the third
+    // host can be reached by both.
+    pair.proxy.setDown(true);
+    await until('the takeover is taken', SETTLE_TIMEOUT_MS, async () => {
+      await pair.ask('b', 'takeover');
+      return pair.tookOver();
+    });
+    expect(await pair.primary.exit()).toBe(1);
+    expect(pair.primary.log).toMatch(/generation 2 of this guest runs on another host/);
+    await pair.protected('b');
+  });
+
   it('does not fill the log while nobody is there', async () => {
     const { pair, client } = await start({
       unprotected: true,

@@ -12,6 +12,7 @@ import { Primary, type PrimaryEffect, type PrimaryPhase } from '../core/primary.
 import type { DiskCopyOwner, DiskCopyParts } from '../disk/disk-copy.ts';
 import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
 import { STORAGE } from '../disk/storage.ts';
+import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
 import type { Arbiter } from './arbiter.ts';
@@ -362,6 +363,7 @@ export class PrimaryShell {
         break;
       case 'returned':
         this.#returned(e.fromEpoch);
+        this.#o.log.debug(`checkpoints come back: ${faultSentence(e.code)}`);
         break;
       case 'run':
         this.#still = false;

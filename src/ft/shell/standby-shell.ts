@@ -41,11 +41,12 @@ export interface StandbyShellOptions {
   readonly listen: LinkOptions;
   readonly arbiter: Arbiter | undefined;
   /**
-   * Which guest a description is of, the boot images that it names, by number, and how each of its disks is kept here.
+   * Which guest a description is of, and which generation of it, the boot images that it names, by number, and how each of its disks is kept here.
    * @throws VmmError when the description makes no sense, or a disk cannot be what it says
    */
   inspect(description: unknown): {
     readonly vm: string;
+    readonly generation: number;
     readonly tickets: readonly ImageTicket[];
     readonly storage: readonly Storage[];
   };
@@ -109,6 +110,8 @@ export class StandbyShell {
   #vm = '';
   /** The last attempt to build a machine: one at a time. */
   #building: Promise<void> = Promise.resolve();
+  /** The latest generation of the guest whose primary has begun a copy here. */
+  #latest = 0;
   /** The generation that this side runs the guest as, once taken over. */
   #ranAs = 0;
   /** The highest generation that the arbiter has told of. */
@@ -241,8 +244,8 @@ export class StandbyShell {
     if (event === undefined) return;
     if (event.kind === 'description') {
       const text = JSON.stringify(event.description);
-      const { vm, tickets, storage } = this.#o.inspect(event.description);
-      if (this.#busy(vm)) return;
+      const { vm, generation, tickets, storage } = this.#o.inspect(event.description);
+      if (this.#busy(vm, generation)) return;
       const known = text === this.#described;
       const wanted = known ? [] : tickets.map((ticket, number) => ({ number, ticket }));
       this.#introduction!.want(wanted);
@@ -285,9 +288,14 @@ export class StandbyShell {
   #pending: Introduced | undefined;
 
   /** Turns a primary away whose guest cannot be served now. @returns whether it was */
-  #busy(vm: string): boolean {
+  #busy(vm: string, generation: number): boolean {
     const standby = this.#standby;
     if (standby === undefined) return false;
+    if (!standby.takenOver && vm === this.#vm && generation < this.#latest) {
+      // It was taken over elsewhere, and its survivor has been here since.
+      this.#refuse('A later generation of the guest runs.', FAULT.TAKEN_OVER, this.#latest);
+      return true;
+    }
     if (standby.takenOver) {
       if (vm === this.#vm) {
         // The old primary is back and learns that it is over.
@@ -324,6 +332,7 @@ export class StandbyShell {
     }
     this.#machine = machine;
     this.#described = introduced.text;
+    if (introduced.vm !== this.#vm) this.#latest = 0;
     this.#vm = introduced.vm;
     this.#refused = '';
     const { replicas } = machine;
@@ -408,6 +417,7 @@ export class StandbyShell {
         break;
       case 'reset':
         this.#resets++;
+        this.#latest = e.generation;
         store.reset();
         store.disks?.reset(e.generation);
         this.#state('synchronising');

@@ -36,6 +36,7 @@ class Ground {
       arbiter: undefined,
       inspect: (description) => ({
         vm: (description as { vm: string }).vm,
+        generation: 1,
         tickets: [],
         storage: [],
       }),
