@@ -14,4 +14,5 @@ function step(...args) {
 
 step(join('native', 'build.mjs'));
 step(join('node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json');
+step(join('scripts', 'bundle.mjs'));
 if (existsSync(join(root, 'firmware', 'build.mjs'))) step(join('firmware', 'build.mjs'));

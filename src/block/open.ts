@@ -4,7 +4,6 @@ import type { GuestMemory } from '../memory/guest-memory.ts';
 import type { BlockBackend } from './backend.ts';
 import { type DiskCache, type FileDiskOptions, openFileDisk } from './file.ts';
 import type { BlockNative, DiskEngine } from './native.ts';
-import { openNbd } from './nbd.ts';
 import { isNbdUrl, parseNbdUrl } from './nbd-url.ts';
 import { PauseWhenFull } from './pause-when-full.ts';
 
@@ -46,7 +45,7 @@ export interface OpenDisk {
 export async function openDisk(parts: DiskParts, spec: DiskSpec): Promise<OpenDisk> {
   const { source, readonly, cache, lock, engine } = spec;
   const plain: BlockBackend = isNbdUrl(source)
-    ? await openNbd(parts.memory, parts.log, {
+    ? await (await import('./nbd.ts')).openNbd(parts.memory, parts.log, {
         name: source,
         address: parseNbdUrl(source),
         readonly,

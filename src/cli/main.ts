@@ -5,9 +5,12 @@
  */
 import { Command, CommanderError } from 'commander';
 import { VmmError } from '../base/error.ts';
+import { enableCompileCache } from './compile-cache.ts';
 import type { ControlOptions, ProtectOptions } from './control.ts';
 import { printError } from './report.ts';
 import { packageVersion } from './version.ts';
+
+enableCompileCache();
 
 function collect(value: string, previous: readonly string[]): readonly string[] {
   return [...previous, value];

@@ -3,6 +3,7 @@
  * deserves: 0 for power-off, the guest's code for a debug exit, 1 for an error.
  */
 import { openConsole } from '../console/open.ts';
+import type { KvmHost } from '../kvm/api.ts';
 import { openKvmHost } from '../kvm/host.ts';
 import { loadNativeIo } from '../kvm/native-io.ts';
 import { Machine } from '../machine/machine.ts';
@@ -83,7 +84,7 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
         outputs,
         disks: recorded.disks,
         io,
-        describe: describer(options, devices),
+        describe: describer(host, options, devices),
         atEnd: (close) => closers.push(close),
       },
       options.settings,
@@ -97,11 +98,17 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
 }
 
 /** Describes the guest for a standby, when that is asked for. */
-function describer(options: RunOptions, devices: OpenDevices): () => GuestDescription {
+function describer(
+  host: KvmHost,
+  options: RunOptions,
+  devices: OpenDevices,
+): () => GuestDescription {
   let made: GuestDescription | undefined;
   return () => {
     if (made !== undefined) return made;
     checkForReplication(options.disks, options.nets);
+    // Measured once, by a throw-away VM: not inside a pause.
+    void host.probe().lazySkip;
     const { machine } = options;
     const { disks, nets } = devices;
     const description = describeMachine(

@@ -338,7 +338,7 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
   const io = loadNativeIo();
   const closers: (() => unknown)[] = [];
   try {
-    openKvmHost().probe();
+    void openKvmHost().probe().lazySkip;
     const arbiter = openArbiter(io, log, options.arbiter);
     if (arbiter !== undefined) closers.push(() => arbiter.close());
     else log.warn(NO_ARBITER);

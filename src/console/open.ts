@@ -8,9 +8,7 @@ import type { ConsoleBackend } from './backend.ts';
 import { openFileConsole } from './file.ts';
 import { NullConsole } from './memory.ts';
 import type { ConsoleNative } from './native.ts';
-import { openPtyConsole } from './pty.ts';
 import { StdioConsole } from './stdio.ts';
-import { openUnixConsole } from './unix.ts';
 
 /** What opening needs. */
 export interface OpenConsoleContext {
@@ -32,12 +30,15 @@ export async function openConsole(
   const kind = colon < 0 ? spec : spec.slice(0, colon);
   const path = colon < 0 ? '' : spec.slice(colon + 1);
   if ((kind === 'file' || kind === 'unix') && path !== '') {
-    return kind === 'file' ? openFileConsole(log, path) : await openUnixConsole(log, path);
+    if (kind === 'file') return openFileConsole(log, path);
+    const { openUnixConsole } = await import('./unix.ts');
+    return await openUnixConsole(log, path);
   }
   if (colon < 0) {
     if (kind === 'stdio') return new StdioConsole({ onQuit });
     if (kind === 'null') return new NullConsole();
     if (kind === 'pty') {
+      const { openPtyConsole } = await import('./pty.ts');
       const pty = openPtyConsole(io);
       process.stderr.write(`tsvmm: the serial console is at ${pty.path}\r\n`);
       return pty;

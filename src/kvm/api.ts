@@ -171,8 +171,8 @@ export interface KvmCapabilities {
   /** KVM_GET_XSAVE2 size; 4096 where the kernel has only KVM_GET_XSAVE. */
   xsaveBytes: number;
   hasQuirkOut7eDisable: boolean;
-  /** Where RIP is at a plain PIO OUT exit, found with a throw-away VM. */
-  lazySkip: LazySkip;
+  /** Where RIP is at a plain PIO OUT exit, found with a throw-away VM the first time this is read (some milliseconds). */
+  readonly lazySkip: LazySkip;
 }
 
 /** `late`: RIP still on the OUT, `early`: already past it, `unknown`: the probe got no OUT exit. */

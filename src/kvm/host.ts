@@ -1,7 +1,15 @@
 /** KvmHost over the native addon: probing, and VMs with CPUID and interrupt routes in place. */
 import { assert } from '../base/assert.ts';
 import { VmmError } from '../base/error.ts';
-import type { KvmCapabilities, KvmHost, KvmMemoryMap, KvmVm, SkipPoint, VmOptions } from './api.ts';
+import type {
+  KvmCapabilities,
+  KvmHost,
+  KvmMemoryMap,
+  KvmVm,
+  LazySkip,
+  SkipPoint,
+  VmOptions,
+} from './api.ts';
 import { buildCpuid, parseCpuModel } from './cpuid.ts';
 import { guarded } from './errors.ts';
 import { MemoryMapHandle } from './memory-map.ts';
@@ -84,7 +92,7 @@ class NativeKvmHost implements KvmHost {
           vcpus,
           pit,
           msrs: readableMsrs(vm, 0, this.#msrs),
-          lazySkip: capabilities.lazySkip,
+          lazySkip: () => capabilities.lazySkip,
           doorbells: handlers,
           hostTsc: () => kvm.kvmHostTsc(),
         });
@@ -107,7 +115,7 @@ function probe(kvm: NativeKvm): KvmCapabilities {
   if (found.apiVersion !== 12) {
     throw new VmmError('KVM_TOO_OLD', `KVM speaks API version ${found.apiVersion}, not 12`);
   }
-  const skip = kvm.kvmProbeLazySkip();
+  let lazySkip: LazySkip | undefined;
   return {
     apiVersion: found.apiVersion,
     // Ids are 8 bits wide in the tables that guests read.
@@ -130,10 +138,18 @@ function probe(kvm: NativeKvm): KvmCapabilities {
     hasXsave: found.xsave > 0,
     xsaveBytes: Math.max(found.xsave2Bytes, 4096),
     hasQuirkOut7eDisable: (found.disableQuirks2 & QUIRK_OUT_7E_INC_RIP) !== 0,
-    lazySkip: {
-      long: skip.long as SkipPoint,
-      protected32: skip.protected32 as SkipPoint,
-      real: skip.real as SkipPoint,
+    get lazySkip(): LazySkip {
+      lazySkip ??= guarded(() => probeLazySkip(kvm));
+      return lazySkip;
     },
+  };
+}
+
+function probeLazySkip(kvm: NativeKvm): LazySkip {
+  const { long, protected32, real } = kvm.kvmProbeLazySkip();
+  return {
+    long: long as SkipPoint,
+    protected32: protected32 as SkipPoint,
+    real: real as SkipPoint,
   };
 }

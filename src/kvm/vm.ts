@@ -48,7 +48,7 @@ export interface VmParts {
   readonly vcpus: number;
   readonly pit: boolean;
   readonly msrs: Uint32Array;
-  readonly lazySkip: LazySkip;
+  readonly lazySkip: () => LazySkip;
   /** Doorbell handlers by event id; the native side calls through it. */
   readonly doorbells: Map<number, () => void>;
   hostTsc(): bigint;
@@ -62,7 +62,7 @@ export class KvmVmHandle implements KvmVm {
   readonly #native: NativeVm;
   readonly #pit: boolean;
   readonly #msrs: Uint32Array;
-  readonly #lazySkip: LazySkip;
+  readonly #lazySkip: () => LazySkip;
   readonly #doorbells: Map<number, () => void>;
   readonly #hostTsc: () => bigint;
   #spin = { vcpuMaxUs: 0, loopMaxUs: 0 };
@@ -311,7 +311,7 @@ export class KvmVmHandle implements KvmVm {
     this.#requireStopped();
     const state = readVcpuState(this.#native, vcpu, this.#msrs, hostTsc);
     if (this.#native.openExit(vcpu) === EXIT.pioOut) {
-      state.regs = regsBeforeOpenOut(this.slots[vcpu]!, state.regs, state.sregs, this.#lazySkip, {
+      state.regs = regsBeforeOpenOut(this.slots[vcpu]!, state.regs, state.sregs, this.#lazySkip(), {
         translate: (linear) => this.#native.translate(vcpu, linear) ?? null,
         read: (guestPhys, dst) => this.#readGuest(guestPhys, dst),
       });

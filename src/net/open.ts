@@ -1,12 +1,10 @@
-/** Opens a network as the operator describes it. Called by the board. */
+/** Opens a network as the operator describes it; kinds that few guests use are imported when asked for. Called by the board. */
 import type { Logger } from '../base/log.ts';
 import type { NetBackend } from './backend.ts';
 import type { NetNative } from './native.ts';
 import { NoNetwork } from './none.ts';
-import { openCapture } from './pcap.ts';
-import { openStream, type StreamAddress } from './stream.ts';
+import type { StreamAddress } from './stream.ts';
 import { openTap } from './tap.ts';
-import { openUserNet } from './user.ts';
 
 /** The outside part of a network option. */
 export type NetSpec =
@@ -42,6 +40,7 @@ export async function openNet(
   const backend = await openPlain(parts, spec);
   if (capturePath === undefined) return backend;
   try {
+    const { openCapture } = await import('./pcap.ts');
     return openCapture(backend, parts.log, { path: capturePath, wallNs: parts.wallNs });
   } catch (error) {
     await backend.close();
@@ -54,13 +53,17 @@ async function openPlain(parts: NetParts, spec: NetSpec): Promise<NetBackend> {
   switch (spec.kind) {
     case 'tap':
       return openTap(parts.native, log, { name: spec.name, memoryMap: parts.memoryMap });
-    case 'stream':
+    case 'stream': {
+      const { openStream } = await import('./stream.ts');
       return openStream(log, { address: spec.address, ...(spec.mode && { mode: spec.mode }) });
-    case 'user':
+    }
+    case 'user': {
+      const { openUserNet } = await import('./user.ts');
       return openUserNet(log, {
         ...(spec.tcpForward && { tcpForward: spec.tcpForward }),
         ...(spec.udpForward && { udpForward: spec.udpForward }),
       });
+    }
     case 'none':
       return new NoNetwork();
   }

@@ -229,7 +229,7 @@ function experiment(
     sides: [
       {
         name: 'tsvmm',
-        command: `node dist/src/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
+        command: `node dist/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
         run: () => runPair(folder, command, (quick ? 15 : 40) * intervalFor(pages), pages),
       },
     ],
