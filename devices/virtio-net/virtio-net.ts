@@ -121,6 +121,8 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
   readonly #permanentMac: Uint8Array;
   readonly #chain = new Chain();
   readonly #sending = new FrameBatch(BATCH_FRAMES, undefined, BATCH_TAILS);
+  /** For frames in guest memory that the backend no longer takes from there. */
+  readonly #copy = new FrameBatch(1, MAX_ENTRY_BYTES);
   /** The chain of each entry of `#sending`, and the first entry that the backend has not taken. */
   readonly #sendHeads = new Uint16Array(BATCH_FRAMES);
   #sendNext = 0;
@@ -377,7 +379,8 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
   #flush(queue: VirtQueue): boolean {
     const batch = this.#sending;
     if (this.#sendNext < batch.count) {
-      const taken = this.#backend.send(batch, this.#sendNext);
+      const passes = batch.tailCount === 0 || this.#backend.sendsGuestMemory === true;
+      const taken = passes ? this.#backend.send(batch, this.#sendNext) : this.#sendCopies(batch);
       for (let i = 0; i < taken; i++) queue.push(this.#sendHeads[this.#sendNext++]!, 0);
       if (this.#sendNext < batch.count) {
         this.#sendBlocked = true;
@@ -387,6 +390,28 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
     batch.clear();
     this.#sendNext = 0;
     return true;
+  }
+
+  /** As the backend's send from `#sendNext` on, one copy after the other. */
+  #sendCopies(batch: FrameBatch): number {
+    const copy = this.#copy;
+    let index = this.#sendNext;
+    for (; index < batch.count; index++) {
+      const first = index === 0 ? 0 : batch.tailEnds[index - 1]!;
+      const end = batch.tailEnds[index]!;
+      const offset = batch.offsets[index]!;
+      let length = batch.lengths[index]!;
+      copy.clear();
+      for (let i = 0; i < length; i++) copy.bytes[i] = batch.bytes[offset + i]!;
+      for (let k = first; k < end; k++) {
+        const segment = batch.tailLengths[k]!;
+        this.#memory.read(batch.tailAddresses[k]!, copy.bytes, length, segment);
+        length += segment;
+      }
+      copy.add(length);
+      if (this.#backend.send(copy, 0) === 0) break;
+    }
+    return index - this.#sendNext;
   }
 
   /** Checks and cleans the header of a frame to send (5.1.6.2.2): it goes to the host's kernel. */

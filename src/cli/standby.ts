@@ -189,7 +189,11 @@ class Builder {
       closers.push(() => replicas?.close());
       const recorded = recordDisks(diskHost, machine, options, devices, closers);
       const { outputs, parts } = tapOutputs([this.#console], recorded.devices, description.cpus);
-      machine.assemble({ ...parts, doorbellsOfAnyWidth: host.probe().hasIoeventfdAnyLength });
+      const capabilities = host.probe();
+      // Measured once, by a throw-away VM: not inside a pause.
+      void capabilities.lazySkip;
+      const { hasIoeventfdAnyLength } = capabilities;
+      machine.assemble({ ...parts, doorbellsOfAnyWidth: hasIoeventfdAnyLength });
       return {
         machine,
         outputs,
@@ -338,7 +342,7 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
   const io = loadNativeIo();
   const closers: (() => unknown)[] = [];
   try {
-    void openKvmHost().probe().lazySkip;
+    openKvmHost().probe();
     const arbiter = openArbiter(io, log, options.arbiter);
     if (arbiter !== undefined) closers.push(() => arbiter.close());
     else log.warn(NO_ARBITER);

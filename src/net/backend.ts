@@ -141,7 +141,10 @@ export interface NetBackend {
   readonly info: NetInfo;
   /** Whether the other side is there (carrier). Frames sent while it is down are taken and lost, as on a cable. */
   readonly linkUp: boolean;
-  /** Whether {@link send} takes entries that go on in guest memory. Decorators, which look at frames, do not say so. */
+  /**
+   * Whether {@link send} takes entries that go on in guest memory; may change between two calls. Decorators that look at
+   * frames do not say so.
+   */
   readonly sendsGuestMemory?: boolean;
   /** Sets who receives events; nothing is received before. */
   setHandler(handler: NetHandler): void;

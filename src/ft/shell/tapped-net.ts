@@ -55,6 +55,11 @@ export class TappedNet implements NetBackend {
     return this.#inner.info;
   }
 
+  /** While nothing is held, frames pass; one that is held has to be a copy, because its buffer is the guest's again. */
+  get sendsGuestMemory(): boolean {
+    return !this.#tap.holding && this.#inner.sendsGuestMemory === true;
+  }
+
   get linkUp(): boolean {
     return this.#inner.linkUp;
   }
