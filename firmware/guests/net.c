@@ -65,8 +65,8 @@ static void big_frame(uint8_t *frame, uint32_t size) {
 }
 
 static void transmit(uint32_t size, uint64_t count, uint32_t batch) {
-  bool big = size > FRAME_MAX;
-  if (big && !nic.can_segment) fail("this %s does not segment, so size is at most %u", nic.model, FRAME_MAX);
+  bool big = size > nic.frame_max;
+  if (big && !nic.can_segment) fail("this %s does not segment, so size is at most %u", nic.model, nic.frame_max);
   uint8_t *frame = allocate(BIG_FRAME_MAX, 4096);
   big ? big_frame(frame, size) : frame_head(frame, TYPE);
   print("net: ready\n");
@@ -154,6 +154,7 @@ int main(void) {
   tsc_khz();
   bool offloads = size > FRAME_MAX || option("offloads", 0);
   if (!nic_open(&nic, (uint32_t)option_number("nic", 0), option_is("wait", "poll") ? 0 : NET_VECTOR, offloads)) fail("no network card");
+  print("net: frames of up to %u bytes\n", nic.frame_max);
   nic.doorbells = 0;
   if (strcmp(mode, "tx") == 0) transmit(size, option_number("count", 10000), (uint32_t)option_number("batch", 64));
   else if (strcmp(mode, "rx") == 0) receive(option_number("idle", 1000) * 1000000);

@@ -194,6 +194,7 @@ bool e1000_open(struct nic *nic, uint32_t index, uint8_t vector, bool offloads) 
   nic->room = room, nic->queue_big = queue_big, nic->flush = flush, nic->idle = idle, nic->arm = arm;
   nic->can_segment = offloads;
   nic->pseudo_without_length = true;
+  nic->frame_max = FRAME_MAX;
   read_mac(e, nic->mac);
   set(e, RAL, nic->mac[0] | nic->mac[1] << 8 | nic->mac[2] << 16 | (uint32_t)nic->mac[3] << 24);
   set(e, RAH, nic->mac[4] | nic->mac[5] << 8 | 1u << 31);

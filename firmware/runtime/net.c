@@ -90,9 +90,9 @@ static void fill_ip(struct net *net, uint8_t *frame, const struct net_peer *to, 
 }
 
 bool net_send_ip(struct net *net, const struct net_peer *to, uint8_t protocol, const void *payload, uint32_t bytes, uint32_t checksum_at) {
-  uint8_t frame[FRAME_MAX] __attribute__((aligned(8)));
+  uint8_t frame[JUMBO_MAX] __attribute__((aligned(8)));
   const uint32_t head = sizeof(struct ethernet) + sizeof(struct ipv4);
-  if (bytes > FRAME_MAX - head) return false;
+  if (bytes > net->nic->frame_max - head) return false;
   fill_ip(net, frame, to, protocol, bytes);
   const struct ipv4 *ip = (const struct ipv4 *)(frame + sizeof(struct ethernet));
   memcpy(frame + head, payload, bytes);
@@ -106,9 +106,9 @@ bool net_send_ip(struct net *net, const struct net_peer *to, uint8_t protocol, c
 }
 
 bool net_reply(struct net *net, const struct net_peer *to, uint16_t from_port, const void *data, uint32_t bytes) {
-  uint8_t datagram[FRAME_MAX] __attribute__((aligned(8)));
+  uint8_t datagram[JUMBO_MAX] __attribute__((aligned(8)));
   struct udp *u = (struct udp *)datagram;
-  if (bytes > FRAME_MAX - sizeof *u) return false;
+  if (bytes > net->nic->frame_max - sizeof *u) return false;
   *u = (struct udp){swap16(from_port), swap16(to->port), swap16((uint16_t)(sizeof *u + bytes)), 0};
   memcpy(u + 1, data, bytes);
   bool queued = net_send_ip(net, to, 17, datagram, (uint32_t)sizeof *u + bytes, 6);
@@ -117,9 +117,9 @@ bool net_reply(struct net *net, const struct net_peer *to, uint16_t from_port, c
 }
 
 static void on_ping(struct net *net, const struct net_peer *from, const uint8_t *icmp, uint32_t bytes) {
-  uint8_t frame[FRAME_MAX] __attribute__((aligned(8)));
+  uint8_t frame[JUMBO_MAX] __attribute__((aligned(8)));
   const uint32_t head = sizeof(struct ethernet) + sizeof(struct ipv4);
-  if (bytes < 8 || icmp[0] != 8 || bytes > FRAME_MAX - head) return;
+  if (bytes < 8 || icmp[0] != 8 || bytes > net->nic->frame_max - head) return;
   fill_ip(net, frame, from, 1, bytes);
   uint8_t *reply = frame + head;
   memcpy(reply, icmp, bytes);

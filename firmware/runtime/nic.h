@@ -3,7 +3,8 @@
 #define NIC_H
 #include "virtio.h"
 
-#define FRAME_MAX 1514
+#define FRAME_MAX 1514 // with an MTU of 1500
+#define JUMBO_MAX 9014 // for cards whose network takes such frames
 #define BIG_FRAME_MAX 65549 // an Ethernet header and the largest IPv4 packet
 
 struct nic {
@@ -11,6 +12,7 @@ struct nic {
   uint8_t mac[6];
   uint8_t vector; // raised for received frames; 0: poll
   bool can_segment, pseudo_without_length;
+  uint32_t frame_max; // largest frame to send, FRAME_MAX to JUMBO_MAX
   void *state; // the driver's
   uint64_t sent, received, dropped, doorbells;
   // The next received frame, valid until release(); NULL where there is none.

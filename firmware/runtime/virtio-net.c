@@ -1,13 +1,15 @@
-// virtio-net (VIRTIO 1.2, 5.1): one receive and one transmit queue; with offloads mergeable buffers and TSO.
+// virtio-net (VIRTIO 1.2, 5.1): one receive and one transmit queue; with offloads mergeable buffers, TSO and the MTU that the device names.
 #include "guest.h"
 #include "nic.h"
 
 #define F_CSUM 0
 #define F_GUEST_CSUM 1
+#define F_MTU 3
 #define F_MAC 5
 #define F_GUEST_TSO4 7
 #define F_HOST_TSO4 11
 #define F_MRG_RXBUF 15
+#define CONFIG_MTU 10
 #define BUFFER_BYTES 2048
 #define RING 256
 
@@ -24,6 +26,7 @@ struct virtio_net {
   uint8_t *rx_buffers, *tx_buffers, *assembled;
   uint16_t held[40], held_count; // slots of the frame that receive() returned
   uint16_t free_tx[RING], free_tx_count;
+  uint32_t tx_bytes; // of a transmit buffer
 };
 
 static void give(struct virtio_net *n, uint16_t slot) {
@@ -88,8 +91,8 @@ static bool free_slot(struct nic *nic, uint16_t *slot) {
 static bool queue(struct nic *nic, const void *frame, uint32_t bytes) {
   struct virtio_net *n = nic->state;
   uint16_t slot;
-  if (bytes > BUFFER_BYTES - sizeof(struct header) || !free_slot(nic, &slot)) return false;
-  struct header *h = (struct header *)(n->tx_buffers + (uint32_t)slot * BUFFER_BYTES);
+  if (bytes > n->tx_bytes - sizeof(struct header) || !free_slot(nic, &slot)) return false;
+  struct header *h = (struct header *)(n->tx_buffers + (uint32_t)slot * n->tx_bytes);
   *h = (struct header){0};
   memcpy(h + 1, frame, bytes);
   struct virtq_segment s = {h, (uint32_t)sizeof *h + bytes};
@@ -101,7 +104,7 @@ static bool queue_big(struct nic *nic, const void *frame, uint32_t bytes, uint16
   struct virtio_net *n = nic->state;
   uint16_t slot;
   if (!free_slot(nic, &slot)) return false;
-  struct header *h = (struct header *)(n->tx_buffers + (uint32_t)slot * BUFFER_BYTES);
+  struct header *h = (struct header *)(n->tx_buffers + (uint32_t)slot * n->tx_bytes);
   *h = (struct header){.flags = NEEDS_CHECKSUM, .gso_type = GSO_TCPV4, .header_bytes = 54, .gso_bytes = mss, .checksum_start = 34, .checksum_offset = 16};
   struct virtq_segment s[2] = {{h, sizeof *h}, {(void *)(uint64_t)frame, bytes}};
   virtq_add(&n->tx, slot, s, 2, 0);
@@ -121,7 +124,7 @@ static bool arm(struct nic *nic) { return !nic->vector || virtq_arm(&((struct vi
 bool virtio_net_open(struct nic *nic, uint32_t index, uint8_t vector, bool offloads) {
   struct virtio_net *n = allocate(sizeof *n, 64);
   uint64_t wanted = 1ul << F_MAC | 1ul << VIRTIO_F_EVENT_IDX;
-  if (offloads) wanted |= 1ul << F_CSUM | 1ul << F_HOST_TSO4 | 1ul << F_GUEST_CSUM | 1ul << F_GUEST_TSO4 | 1ul << F_MRG_RXBUF;
+  if (offloads) wanted |= 1ul << F_CSUM | 1ul << F_HOST_TSO4 | 1ul << F_GUEST_CSUM | 1ul << F_GUEST_TSO4 | 1ul << F_MRG_RXBUF | 1ul << F_MTU;
   if (!virtio_open(&n->device, VIRTIO_NET, index, wanted)) return false;
   *nic = (struct nic){.model = "virtio-net", .state = n, .receive = receive, .release = release, .queue = queue};
   nic->room = room, nic->queue_big = queue_big, nic->flush = flush, nic->idle = idle, nic->arm = arm;
@@ -132,7 +135,11 @@ bool virtio_net_open(struct nic *nic, uint32_t index, uint8_t vector, bool offlo
   virtq_open(&n->device, &n->rx, 0, RING, 1, nic->vector);
   virtq_open(&n->device, &n->tx, 1, RING, 2, 0);
   n->rx_buffers = allocate((uint32_t)n->rx.slots * BUFFER_BYTES, 4096);
-  n->tx_buffers = allocate((uint32_t)n->tx.slots * BUFFER_BYTES, 4096);
+  // A driver that takes the MTU supplies buffers for such frames (5.1.4.2): merged ones are large enough.
+  uint32_t mtu = virtio_has(&n->device, F_MTU) ? mmio_read16(n->device.config + CONFIG_MTU) : 1500;
+  nic->frame_max = 14 + mtu > JUMBO_MAX ? JUMBO_MAX : 14 + mtu;
+  n->tx_bytes = nic->frame_max > FRAME_MAX ? 10240 : BUFFER_BYTES;
+  n->tx_buffers = allocate((uint32_t)n->tx.slots * n->tx_bytes, 4096);
   n->assembled = allocate(BIG_FRAME_MAX, 4096);
   for (uint16_t i = 0; i < n->tx.slots; i++) n->free_tx[n->free_tx_count++] = i;
   virtio_start(&n->device);
