@@ -442,9 +442,17 @@ describe('VirtioBlk and a guest without manners', () => {
       [{ address: 0x1000, length: 16 }],
     ]) {
       const rig = started();
+      const good = request(rig.driver, BLK_REQUEST.out, 0, [buffer(rig.driver, 512, false)]);
+      rig.queue.add(good.segments);
       rig.queue.add(segments);
+      rig.queue.add(good.segments);
       rig.queue.notify();
       expect(rig.driver.status & STATUS.needsReset).toBe(STATUS.needsReset);
+      // What came before is done, what came behind is not looked at, now or later.
+      expect(rig.disk.journal).toHaveLength(1);
+      rig.disk.poll();
+      rig.clock.advance(1e9);
+      expect(rig.disk.journal).toHaveLength(1);
       expect(rig.log.lines.join()).toMatch(/header or status/);
       expect(rig.driver.negotiate()).toBe(true);
     }

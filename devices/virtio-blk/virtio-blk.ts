@@ -252,12 +252,13 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
       queue.disableNotify();
       while (this.#tags.available && share > 0 && queue.pop(this.#chain)) {
         share--;
-        this.#begin(this.#chain);
+        // Behind a request that breaks the rules nothing is looked at before a reset.
+        if (!this.#begin(this.#chain)) share = 0;
       }
     } while (this.#tags.available && share > 0 && queue.enableNotify());
     this.#submit();
     transport.publish(0);
-    if (share === 0) this.#again.arm(0);
+    if (share === 0 && transport.running) this.#again.arm(0);
   }
 
   #submit(): void {
@@ -266,10 +267,11 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
     this.#backend.submit();
   }
 
-  #begin(chain: Chain): void {
+  /** @returns false when the request broke the rules */
+  #begin(chain: Chain): boolean {
     if (chain.readableBytes < HEADER_BYTES || chain.writableBytes < 1) {
       this.#live.fail('request without header or status');
-      return;
+      return false;
     }
     chain.read(this.#memory, 0, this.#header, 0, HEADER_BYTES);
     const type = this.#headerView.getUint32(0, true);
@@ -295,6 +297,7 @@ export class VirtioBlk implements VirtioDevice<VirtioBlkState>, BlockHandler {
       default:
         this.#answer(chain, BLK_STATUS.unsupported, 0);
     }
+    return true;
   }
 
   #transfer(chain: Chain, op: BlockOp, sector: number, bytes: number): void {

@@ -479,8 +479,16 @@ describe('VirtioNet filter', () => {
     const bare = started({}, featureSet(FEATURE.version1, NET_FEATURE.ctrlVq));
     expect(command(bare, CONTROL.rx, CONTROL_RX.promisc, 0)).toBe(1);
     bare.ctrl.add([{ address: 0x1000, length: 1 }]);
+    const behind = bare.driver.allocate(4);
+    bare.memory.writeU8(behind + 3, 0xee);
+    bare.ctrl.add([
+      { address: behind, length: 2 },
+      { address: behind + 3, length: 1, write: true },
+    ]);
     bare.ctrl.notify();
     expect(bare.driver.status & STATUS.needsReset).toBe(STATUS.needsReset);
+    // What comes behind it is not looked at.
+    expect(bare.memory.readU8(behind + 3)).toBe(0xee);
   });
 });
 

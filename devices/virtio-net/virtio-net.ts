@@ -551,25 +551,26 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
     do {
       while (share > 0 && queue.pop(this.#chain)) {
         share--;
-        this.#command(this.#chain);
+        if (!this.#command(this.#chain)) share = 0;
       }
     } while (share > 0 && queue.enableNotify());
     transport.publish(NET_QUEUE.control);
-    if (share === 0) this.#again.arm(0);
+    if (share === 0 && transport.running) this.#again.arm(0);
   }
 
-  /** Performs one command. */
-  #command(chain: Chain): void {
+  /** Performs one command. @returns false when it broke the rules */
+  #command(chain: Chain): boolean {
     const transport = this.#live;
     if (chain.readableBytes < 2 || chain.writableBytes < 1) {
       transport.fail('control command without header or answer');
-      return;
+      return false;
     }
     const done = handleControl(this.#memory, chain, transport.features, this);
     const last = chain.count - 1;
     const answer = chain.addresses[last]! + chain.lengths[last]! - 1;
     this.#memory.writeU8(answer, done ? CONTROL_OK : CONTROL_ERROR);
     transport.queues[NET_QUEUE.control]!.push(chain.head, 1);
+    return true;
   }
 
   get #live(): VirtioTransport {

@@ -281,7 +281,12 @@ describe('a hostile ring', () => {
   it('more segments than anything needs', () => {
     const many = Array.from({ length: CHAIN_MAX_SEGMENTS + 1 }, () => read(1));
     now.guest.offer(now.guest.indirect(many));
-    broken(/segments/);
+    broken(/descriptors/);
+  });
+  it('empty descriptors without end', () => {
+    const many = Array.from({ length: CHAIN_MAX_SEGMENTS }, () => read(0));
+    now.guest.offer(now.guest.indirect([...many, read(1)]));
+    broken(/descriptors/);
   });
 
   it('rings in bad places are refused when they are enabled', () => {

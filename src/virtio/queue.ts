@@ -373,7 +373,8 @@ export class VirtQueue {
       return this.#fail(`indirect table at ${hex(table)} is not RAM`);
     }
     let index = 0;
-    for (let steps = 0; steps < count; steps++) {
+    // Empty descriptors count as well: a chain must not keep the thread longer than the segments that it may have.
+    for (let steps = 0; steps < Math.min(count, CHAIN_MAX_SEGMENTS); steps++) {
       const at = table + DESC_BYTES * index;
       const rest = memory.readU32(at + 12);
       if ((rest & DESC.indirect) !== 0)
@@ -383,7 +384,9 @@ export class VirtQueue {
       index = rest >>> 16;
       if (index >= count) return this.#fail(`descriptor ${index} in an indirect table of ${count}`);
     }
-    return this.#fail('descriptor loop in an indirect table');
+    return this.#fail(
+      `descriptor loop in an indirect table, or more than ${CHAIN_MAX_SEGMENTS} descriptors`,
+    );
   }
 
   /** Adds one segment. Empty ones are skipped. */
