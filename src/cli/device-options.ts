@@ -18,6 +18,8 @@ export interface DiskOption extends DiskSpec {
   readonly serial: string | undefined;
   /** Whether both hosts share it, each has a copy, or the standby tells. */
   readonly ft: StorageChoice;
+  /** An image that both hosts have: a first copy carries only what differs from it. */
+  readonly base: string | undefined;
 }
 
 /** What a `--net` option says. */
@@ -72,7 +74,7 @@ function choice<const T extends string>(
 export function parseDisks(typed: readonly string[]): DiskOption[] {
   const taken = new Set<string>();
   return typed.map((text, i) => {
-    const keys = ['id', 'readonly', 'cache', 'serial', 'on-enospc', 'ft'];
+    const keys = ['id', 'readonly', 'cache', 'serial', 'on-enospc', 'ft', 'base'];
     const spec = parseSpec('--disk', text, keys);
     if (spec.main === '') throw badOption('--disk', text, 'names no file');
     const serial = spec.values.get('serial');
@@ -91,6 +93,7 @@ export function parseDisks(typed: readonly string[]): DiskOption[] {
       whenFull: choice('--disk', text, spec, 'on-enospc', ['report', 'pause']),
       serial,
       ft: choice('--disk', text, spec, 'ft', STORAGE_CHOICES),
+      base: spec.values.get('base'),
     };
   });
 }

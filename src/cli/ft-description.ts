@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import * as v from 'valibot';
 import { crc32c } from '../base/crc32c.ts';
 import { VmmError } from '../base/error.ts';
+import type { BaseIdentity } from '../ft/disk/base-image.ts';
 import { STORAGE_CHOICES, type StorageChoice, type StorageIdentity } from '../ft/disk/storage.ts';
 import type { ImageTicket } from '../ft/shell/introduction.ts';
 import { type BootSource, CPUS_MAX, type Image, type MachineConfig } from '../machine/config.ts';
@@ -59,6 +60,12 @@ const descriptionSchema = v.strictObject({
           where: v.pipe(v.string(), v.maxLength(1024)),
           local: v.boolean(),
         }),
+        base: v.optional(
+          v.strictObject({
+            digest: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
+            bytes: count,
+          }),
+        ),
         sizeBytes: count,
         blockSizeBytes: count,
       }),
@@ -98,6 +105,7 @@ export function bootImages(boot: BootSource): Image[] {
 export interface DescribedStorage {
   readonly ft: StorageChoice;
   readonly storage: StorageIdentity;
+  readonly base?: BaseIdentity;
 }
 
 /** Describes a machine; `storages` in the order of the disks. */

@@ -55,6 +55,19 @@ export function parseEndpoint(
   return { host: host === '' || host === '0' ? defaultHost : host, port };
 }
 
+/**
+ * The source system wrote `migrate -d blk tcp:HOST:PORT` for a copy of all storage, and `blk inc` for one over a common base:
+ * both are understood in front of a peer. @returns the peer, and how disks are copied that say nothing themselves
+ */
+export function parseBlockWords(peer: string): {
+  readonly peer: string;
+  readonly copies: 'full' | 'incremental' | undefined;
+} {
+  const match = /^(?:-d\s+)?blk\s+(inc\s+)?(\S+)$/.exec(peer);
+  if (match === null) return { peer, copies: undefined };
+  return { peer: match[2]!, copies: match[1] === undefined ? 'full' : 'incremental' };
+}
+
 /** Opens what `--ft-arbiter` names; undefined for none. @throws VmmError */
 export function openArbiter(io: NativeIo, log: Logger, value: string): Arbiter | undefined {
   if (value === 'none') return undefined;

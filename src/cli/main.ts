@@ -41,7 +41,7 @@ program
   .option('--serial <where>', 'stdio, file:PATH, unix:PATH, pty or null (default stdio)')
   .option(
     '--disk <spec>',
-    'a disk: PATH or nbd URL[,id=..][,readonly][,cache=none|writeback][,serial=..][,on-enospc=report|pause][,ft=auto|shared|replicate] (repeatable)',
+    'a disk: PATH or nbd URL[,id=..][,readonly][,cache=none|writeback][,serial=..][,on-enospc=report|pause][,ft=auto|shared|replicate][,base=IMAGE] (repeatable)',
     collect,
     [],
   )
@@ -100,7 +100,7 @@ program
   .option('--incoming <tcp:host:port,ft_mode>', 'another spelling of --listen')
   .option(
     '--disk <id=path>',
-    'where the disk of that id is on this host[,cache=none|writeback][,ft=auto|shared|replicate] (repeatable)',
+    'where the disk of that id is on this host[,cache=none|writeback][,ft=auto|shared|replicate][,base=IMAGE] (repeatable)',
     collect,
     [],
   )

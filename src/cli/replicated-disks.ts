@@ -6,6 +6,7 @@ import { closeSync, constants, openSync, statSync, truncateSync, writeFileSync }
 import { VmmError } from '../base/error.ts';
 import type { Logger } from '../base/log.ts';
 import { openDisk } from '../block/open.ts';
+import { type BaseIdentity, digestBase } from '../ft/disk/base-image.ts';
 import { DiskAccess, SCRATCH_BYTES } from '../ft/disk/disk-access.ts';
 import type { Crc } from '../ft/disk/disk-log.ts';
 import { fileRoom, holesOf, identifyStorage, isLocked } from '../ft/disk/host-storage.ts';
@@ -14,7 +15,7 @@ import { recoverImages, refuseIncomplete } from '../ft/disk/recover.ts';
 import { type ReplicaDisk, ReplicaDisks } from '../ft/disk/replica-disks.ts';
 import { IMAGE, ReplicaRecord, recordPath } from '../ft/disk/replica-record.ts';
 import { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
-import { decideStorage, STORAGE, type Storage } from '../ft/disk/storage.ts';
+import { decideStorage, isReplicated, STORAGE, type Storage } from '../ft/disk/storage.ts';
 import type { KvmHost } from '../kvm/api.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -39,7 +40,10 @@ function isFile(source: string): boolean {
 }
 
 /** Opens a disk a second time, for replication itself; without a lock, which the guest's backend holds. */
-async function openAccess(parts: DiskHost, option: DiskOption): Promise<DiskAccess> {
+async function openAccess(
+  parts: DiskHost,
+  option: Pick<DiskOption, 'source' | 'readonly' | 'cache'>,
+): Promise<DiskAccess> {
   const { host, io, log } = parts;
   const buffer = new ArrayBuffer(SCRATCH_BYTES);
   const map = host.createMemoryMap();
@@ -57,9 +61,28 @@ async function openAccess(parts: DiskHost, option: DiskOption): Promise<DiskAcce
   return access;
 }
 
+/** Identities of base images, by their path. */
+export type Bases = ReadonlyMap<string, BaseIdentity>;
+
+/** Reads the base images that disks name. @throws VmmError `DISK_BASE` */
+export async function readBases(
+  io: NativeIo,
+  disks: readonly { readonly base: string | undefined }[],
+): Promise<Bases> {
+  const bases = new Map<string, BaseIdentity>();
+  for (const { base } of disks) {
+    if (base !== undefined && !bases.has(base)) bases.set(base, await digestBase(io, base));
+  }
+  return bases;
+}
+
 /** What a description says of the storage of `disks`. */
-export function describeStorage(disks: readonly DiskOption[]): DescribedStorage[] {
-  return disks.map(({ source, ft }) => ({ ft, storage: identifyStorage(source)! }));
+export function describeStorage(disks: readonly DiskOption[], bases: Bases): DescribedStorage[] {
+  return disks.map(({ source, ft, base }) => ({
+    ft,
+    storage: identifyStorage(source)!,
+    ...(base !== undefined && { base: bases.get(base)! }),
+  }));
 }
 
 /** The primary's disks with what is needed to keep a standby's copies up to date; to be put under the event-tap. */
@@ -75,6 +98,7 @@ export function recordDisks(
       id,
       backend,
       open: () => openAccess(parts, { ...options[i]!, readonly: true }),
+      openBase: () => openBase(parts, options[i]!.base!),
     })),
     machine.memory,
     crcOf(parts.io),
@@ -87,6 +111,11 @@ export function recordDisks(
       disks: devices.disks.map((disk, i) => ({ ...disk, backend: disks.blocks[i]! })),
     },
   };
+}
+
+/** A base image, read through the page cache: it does not change. */
+function openBase(parts: DiskHost, source: string): Promise<DiskAccess> {
+  return openAccess(parts, { source, readonly: true, cache: 'writeback' });
 }
 
 async function openRecord(
@@ -135,21 +164,31 @@ export async function adoptImages(parts: DiskHost, options: readonly DiskOption[
 
 /** How a standby keeps each disk of a guest. @throws VmmError `FT_STORAGE` where that cannot be told */
 export function storageHere(
-  io: NativeIo,
+  { io, log }: Pick<DiskHost, 'io' | 'log'>,
   description: Description,
   local: readonly DiskOption[],
+  bases: Bases,
+  own: ReadonlySet<string>,
 ): Storage[] {
   return description.disks.map((disk, i) => {
     const option = local[i]!;
     if (disk.readonly) return STORAGE.shared;
-    return decideStorage({
+    const storage = decideStorage({
       id: disk.id,
       primary: disk.storage,
       primaryChoice: disk.ft,
       standby: identifyStorage(option.source),
       standbyChoice: option.ft,
-      locked: isFile(option.source) && isLocked(io, option.source),
+      // A copy that this process has open is locked by itself.
+      locked: !own.has(option.source) && isFile(option.source) && isLocked(io, option.source),
     });
+    if (storage !== STORAGE.replicated || (disk.base ?? option.base) === undefined) return storage;
+    const mine = option.base === undefined ? undefined : bases.get(option.base);
+    if (mine !== undefined && mine.digest === disk.base?.digest) return STORAGE.replicatedOnBase;
+    log.warn(
+      `disk '${disk.id}': the two hosts do not have the same base image: it is copied whole`,
+    );
+    return storage;
   });
 }
 
@@ -161,7 +200,7 @@ export function makeImages(
 ): void {
   for (const [i, disk] of description.disks.entries()) {
     const { source } = local[i]!;
-    if (storage[i] !== STORAGE.replicated || disk.readonly) continue;
+    if (!isReplicated(storage[i]) || disk.readonly) continue;
     if (identifyStorage(source) !== undefined) continue;
     writeFileSync(source, '', { flag: 'wx', mode: 0o600 });
     truncateSync(source, disk.sizeBytes);
@@ -179,7 +218,7 @@ export async function openReplicas(
   const replicas: ReplicaDisk[] = [];
   try {
     for (const [disk, { id, readonly, blockSizeBytes }] of description.disks.entries()) {
-      if (storage[disk] !== STORAGE.replicated || readonly) continue;
+      if (!isReplicated(storage[disk]) || readonly) continue;
       const option = local[disk]!;
       if (!isFile(option.source)) {
         throw new VmmError('FT_STORAGE', `disk '${id}': ${option.source} is no file`, {
@@ -191,13 +230,18 @@ export async function openReplicas(
       const access = await openAccess(parts, option);
       const fd = openSync(option.source, constants.O_RDWR);
       const room = fileRoom(io, option.source, fd, access.sizeBytes);
-      replicas.push({ disk, id, access, record, room, blockSizeBytes });
+      const base =
+        storage[disk] === STORAGE.replicatedOnBase
+          ? await openBase(parts, option.base!)
+          : undefined;
+      replicas.push({ disk, id, access, record, room, blockSizeBytes, base });
     }
     if (replicas.length === 0) return undefined;
     await recoverImages(replicas);
     return new ReplicaDisks(replicas, description.vm, crcOf(io));
   } catch (error) {
-    for (const { access, record, room } of replicas) {
+    for (const { access, record, room, base } of replicas) {
+      await base?.close();
       await access.close();
       await record.close();
       room?.close();

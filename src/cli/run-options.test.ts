@@ -59,6 +59,7 @@ const wrong: [Record<string, unknown>, RegExp][] = [
     { ftPeer: '127.0.0.1', disk: ['$x,cache=writeback'] },
     /cannot have cache=writeback together with/,
   ],
+  [{ ftPeer: '-d blk inc tcp:127.0.0.1:4444', disk: ['$x'] }, /needs base=IMAGE for disk 'disk0'/],
   [{ ftPeer: '127.0.0.1', net: ['user'] }, /cannot be replicated.*ft=unsafe/],
   [{ net: ['user,ft=maybe'] }, /ft is one of unsafe/],
   // Combinations.

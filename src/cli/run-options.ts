@@ -20,7 +20,7 @@ import {
   parseDisks,
   parseNets,
 } from './device-options.ts';
-import { keyOf } from './ft-options.ts';
+import { keyOf, parseBlockWords } from './ft-options.ts';
 import { type ProtectionSettings, parsePeers, parseSettings } from './ft-settings.ts';
 import { badOption, parseCount, parseSize } from './options.ts';
 import type { Peers } from './protect.ts';
@@ -192,8 +192,23 @@ function bootSource(values: Values): BootSource {
   };
 }
 
+/** Disks as `blk` and `blk inc` in front of a peer mean them. */
+function copied(disks: readonly DiskOption[], peer: string): readonly DiskOption[] {
+  const { copies } = parseBlockWords(peer);
+  if (copies === undefined) return disks;
+  return disks.map((disk) => {
+    if (disk.readonly) return disk;
+    if (copies === 'incremental' && disk.base === undefined) {
+      throw badOption('--ft-peer', peer, `needs base=IMAGE for disk '${disk.id}'`);
+    }
+    const base = copies === 'incremental' ? disk.base : undefined;
+    return { ...disk, base, ft: disk.ft === 'auto' ? 'replicate' : disk.ft };
+  });
+}
+
 function ftOptions(text: (key: string) => string | undefined): FtRunOptions | undefined {
-  const peer = text('ftPeer');
+  const typed = text('ftPeer');
+  const peer = typed && parseBlockWords(typed).peer;
   if (peer === undefined) {
     const stray = Object.keys(KINDS).find((key) => key.startsWith('ft') && text(key) !== undefined);
     if (stray !== undefined) {
@@ -247,7 +262,10 @@ export async function parseRunOptions(
   const guest = name ?? basename(image.name);
   const ft = ftOptions(text);
   const settings = parseSettings((option) => text(camelCase(option)));
-  const disks = parseDisks((values.disk as readonly string[] | undefined) ?? []);
+  const disks = copied(
+    parseDisks((values.disk as readonly string[] | undefined) ?? []),
+    text('ftPeer') ?? '',
+  );
   const nets = parseNets((values.net as readonly string[] | undefined) ?? [], guest);
   if (ft !== undefined) checkForReplication(disks, nets);
   return {

@@ -17,7 +17,13 @@ import { openArbiter, randomName } from './ft-options.ts';
 import { controlHandler, handleSignals } from './guest-commands.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { type GuestDescription, Protection } from './protect.ts';
-import { adoptImages, describeStorage, recordDisks } from './replicated-disks.ts';
+import {
+  adoptImages,
+  type Bases,
+  describeStorage,
+  readBases,
+  recordDisks,
+} from './replicated-disks.ts';
 import { openLog } from './report.ts';
 import { parseRunOptions, type RunOptions } from './run-options.ts';
 
@@ -72,6 +78,7 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
     const devices = await openDevices(machine, io, options.disks, options.nets, closers);
     const diskHost = { host, io, log };
     await adoptImages(diskHost, options.disks);
+    const bases = await readBases(io, options.disks);
     const recorded = recordDisks(diskHost, machine, options.disks, devices, closers);
     const { outputs, parts } = tapOutputs([console], recorded.devices, options.machine.cpus);
     machine.assemble({
@@ -84,7 +91,7 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
         outputs,
         disks: recorded.disks,
         io,
-        describe: describer(host, options, devices),
+        describe: describer(host, options, devices, bases),
         atEnd: (close) => closers.push(close),
       },
       options.settings,
@@ -102,6 +109,7 @@ function describer(
   host: KvmHost,
   options: RunOptions,
   devices: OpenDevices,
+  bases: Bases,
 ): () => GuestDescription {
   let made: GuestDescription | undefined;
   return () => {
@@ -117,7 +125,7 @@ function describer(
       1,
       disks,
       nets,
-      describeStorage(options.disks),
+      describeStorage(options.disks, bases),
     );
     made = {
       description,

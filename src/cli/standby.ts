@@ -8,7 +8,7 @@ import { FileDisk } from '../block/file.ts';
 import type { ConsoleBackend } from '../console/backend.ts';
 import { openConsole } from '../console/open.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
-import { STORAGE, type Storage } from '../ft/disk/storage.ts';
+import { isReplicated, type Storage } from '../ft/disk/storage.ts';
 import { announce } from '../ft/shell/announce.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
@@ -39,9 +39,11 @@ import { controlHandler, handleSignals } from './guest-commands.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { Protection } from './protect.ts';
 import {
+  type Bases,
   describeStorage,
   makeImages,
   openReplicas,
+  readBases,
   recordDisks,
   storageHere,
 } from './replicated-disks.ts';
@@ -61,6 +63,7 @@ interface Built extends StandbyMachine {
   readonly machine: Machine;
   readonly outputs: Outputs;
   readonly disks: ReplicatedDisks;
+  readonly bases: Bases;
   readonly devices: OpenDevices;
   readonly description: Description;
   /** What each of its disks is on this host. */
@@ -100,7 +103,7 @@ function diskOptions(description: Description, given: ReadonlyMap<string, string
 /** How the guest's backends are opened: a copy is this host's own; of what is shared, the primary has the lock. */
 function openAs(options: readonly DiskOption[], storage: readonly Storage[]): DiskOption[] {
   return options.map((option, i) =>
-    storage[i] === STORAGE.replicated
+    isReplicated(storage[i])
       ? { ...option, lock: 'locked' }
       : // What is on the medium counts, not what lies in a dead host's page cache.
         { ...option, lock: 'unlocked', cache: 'none' },
@@ -125,6 +128,9 @@ class Builder {
   readonly #log: Logger;
   readonly #console: ConsoleBackend;
   readonly #arbiter: Arbiter | undefined;
+  readonly #bases: Bases;
+  /** Copies that this process has open, and locked. */
+  readonly #own = new Set<string>();
 
   constructor(
     options: StandbyOptions,
@@ -132,7 +138,9 @@ class Builder {
     log: Logger,
     console: ConsoleBackend,
     arbiter: Arbiter | undefined,
+    bases: Bases,
   ) {
+    this.#bases = bases;
     this.#options = options;
     this.#io = io;
     this.#log = log;
@@ -142,7 +150,12 @@ class Builder {
 
   /** How each disk of a guest is kept here. @throws VmmError `FT_RESOURCE`, `FT_STORAGE` */
   storage(description: Description): Storage[] {
-    return storageHere(this.#io, description, diskOptions(description, this.#options.disks));
+    return this.#storageOf(description, diskOptions(description, this.#options.disks));
+  }
+
+  #storageOf(description: Description, local: readonly DiskOption[]): Storage[] {
+    const parts = { io: this.#io, log: this.#log };
+    return storageHere(parts, description, local, this.#bases, this.#own);
   }
 
   async build(received: unknown, images: readonly Uint8Array[]): Promise<Built> {
@@ -162,7 +175,7 @@ class Builder {
     };
     try {
       const local = diskOptions(description, disks);
-      const storage = storageHere(this.#io, description, local);
+      const storage = this.#storageOf(description, local);
       makeImages(description, local, storage);
       const options = openAs(local, storage);
       const devices = await openDevices(
@@ -187,6 +200,11 @@ class Builder {
       const diskHost = { host, io: this.#io, log };
       const replicas = await openReplicas(diskHost, description, options, storage);
       closers.push(() => replicas?.close());
+      for (const [i, { source }] of options.entries()) {
+        if (!isReplicated(storage[i])) continue;
+        this.#own.add(source);
+        closers.push(() => this.#own.delete(source));
+      }
       const recorded = recordDisks(diskHost, machine, options, devices, closers);
       const { outputs, parts } = tapOutputs([this.#console], recorded.devices, description.cpus);
       const capabilities = host.probe();
@@ -198,6 +216,7 @@ class Builder {
         machine,
         outputs,
         disks: recorded.disks,
+        bases: this.#bases,
         replicas,
         devices,
         description,
@@ -260,11 +279,11 @@ async function lockDisks(devices: OpenDevices, leased: boolean, log: Logger): Pr
 }
 
 /** The guest as this host describes it to its next standby: the same machine on the disks of this host. */
-function describedHere({ description, diskOptions: options }: Built): Description {
-  const storages = describeStorage(options);
-  const disks = description.disks.map((disk, i) => {
-    const { ft, storage } = storages[i]!;
-    return { ...disk, ft: ft === 'auto' ? disk.ft : ft, storage };
+function describedHere({ description, diskOptions: options, bases }: Built): Description {
+  const storages = describeStorage(options, bases);
+  const disks = description.disks.map(({ base: _, ...disk }, i) => {
+    const { ft, ...here } = storages[i]!;
+    return { ...disk, ...here, ft: ft === 'auto' ? disk.ft : ft };
   });
   return { ...description, disks };
 }
@@ -354,7 +373,8 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
     let quit: () => void = () => finish(0);
     const console = await openConsole(options.serial, { io, log, onQuit: () => quit() });
     closers.push(() => console.close());
-    const builder = new Builder(options, io, log, console, arbiter);
+    const bases = await readBases(io, parseDisks([...options.disks.values()]));
+    const builder = new Builder(options, io, log, console, arbiter, bases);
     const shell = new StandbyShell({
       io,
       log,

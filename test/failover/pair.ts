@@ -173,6 +173,8 @@ export class Pair {
   readonly #options: PairOptions;
   /** What stands in the place of the standby's arguments for its disk and card. */
   standbyParts: readonly string[] | undefined;
+  /** Added to the disk of each host. */
+  diskArgs: Readonly<Record<Side, string>> = { a: '', b: '' };
   readonly #processes: Process[] = [];
   #standbyCount = 0;
   #third: Process | undefined;
@@ -264,7 +266,7 @@ export class Pair {
     const count = ++this.#standbyCount;
     const name = count === 1 ? 'standby' : `standby-${count}`;
     const net = `net0=stream=${this.path(`net-${side}`)}`;
-    const disk = diskless ? [] : ['--disk', `disk0=${this.diskOf(side)}`];
+    const disk = diskless ? [] : ['--disk', `disk0=${this.diskOf(side)}${this.diskArgs[side]}`];
     const parts = bare ? [] : [...disk, '--net', net];
     // The same list on both hosts: each finds itself in it, too.
     const peers = ['a', 'b'].map((each) => `127.0.0.1:${this.proxyTo(each as Side).port}`);
@@ -293,7 +295,7 @@ export class Pair {
     const primary = new Process('primary', this.folder, [
       ...['run', '--kernel', guestPath(o.guest ?? 'demo'), '--append', append],
       ...['--memory', o.memory ?? '64M', '--cpus', String(o.cpus ?? 1)],
-      ...(o.bare || o.diskless ? [] : ['--disk', this.disk]),
+      ...(o.bare || o.diskless ? [] : ['--disk', `${this.disk}${this.diskArgs.a}`]),
       ...(o.bare ? [] : ['--net', `stream=${this.path('net-a')},${card}`]),
       ...['--serial', `file:${this.path('console-a')}`],
       ...(o.unprotected ? [] : this.#protection),

@@ -132,6 +132,54 @@ describe('replicated disks', { timeout: 120_000 }, () => {
     expect(a.compare(b)).toBe(0);
   });
 
+  it('carry only what differs from a base that both hosts prove to have', async () => {
+    const { pair } = make({ diskBytes: 64 * MIB });
+    const random = new Prng(9);
+    const content = new Uint8Array(48 * MIB);
+    random.fill(content.subarray(16 * MIB));
+    const [baseA, baseB] = [pair.path('base-a.img'), pair.path('base-b.img')];
+    writeFileSync(baseA, content);
+    writeFileSync(baseB, content);
+    // The guest's disk: the base, a changed part, a cleared part, and a part behind the base's end.
+    const disk = new Uint8Array(64 * MIB);
+    disk.set(content);
+    random.fill(disk.subarray(20 * MIB, 21 * MIB));
+    disk.fill(0, 30 * MIB, 31 * MIB);
+    random.fill(disk.subarray(63 * MIB, 64 * MIB));
+    writeFileSync(pair.disk, disk);
+    pair.diskArgs = { a: `,base=${baseA}`, b: `,base=${baseB}` };
+    await pair.startStandby();
+    pair.startPrimary();
+    await pair.protected();
+    const line = pair.primary.log.match(/copying disks[^"]*/g)!.at(-1)!;
+    const sent = /([\d.]+) MiB sent/.exec(line)?.[1];
+    expect(Number(sent), line).toBeGreaterThanOrEqual(2);
+    expect(Number(sent), line).toBeLessThan(2.5);
+    const [a, b] = await imagesAtRest(pair);
+    expect(a.compare(b)).toBe(0);
+  });
+
+  it('are copied whole when the bases differ', async () => {
+    const { pair } = make({});
+    const random = new Prng(10);
+    const content = new Uint8Array(16 * MIB);
+    random.fill(content.subarray(8 * MIB));
+    writeFileSync(pair.disk, content);
+    writeFileSync(pair.path('base-a.img'), content);
+    content[9 * MIB]! ^= 1;
+    writeFileSync(pair.path('base-b.img'), content);
+    pair.diskArgs = {
+      a: `,base=${pair.path('base-a.img')}`,
+      b: `,base=${pair.path('base-b.img')}`,
+    };
+    await pair.startStandby();
+    pair.startPrimary();
+    await pair.protected();
+    await pair.standby.said(/do not have the same base image/);
+    const [a, b] = await imagesAtRest(pair);
+    expect(a.compare(b)).toBe(0);
+  });
+
   it('are told from shared ones, and disagreement is refused', async () => {
     const same = make({ disks: 'shared' });
     await same.pair.startStandby();

@@ -42,6 +42,8 @@ export interface CopiedDisk {
   readonly id: string;
   readonly access: DiskAccess;
   readonly block: RecordingBlock;
+  /** What the standby's copy begins with; undefined: with nothing known. */
+  readonly base: DiskAccess | undefined;
 }
 
 /** What a copy is made with. */
@@ -164,10 +166,12 @@ export class DiskCopy {
   }
 
   /** Copies from granule `at` on: a hole, or up to a chunk of data. @returns where to go on */
-  async #step({ access, block }: CopiedDisk, at: number): Promise<number> {
+  async #step({ access, block, base: known }: CopiedDisk, at: number): Promise<number> {
     const { granules } = block;
     const { holes, sizeBytes } = access;
     const offset = at * GRANULE_BYTES;
+    // Later rounds send what was written, whatever the base holds: the standby may have got something else meanwhile.
+    const base = this.#rounds.rounds === 0 ? known : undefined;
     // Unmarked before it is looked at: what is written meanwhile is marked again.
     if (holes !== undefined) {
       const data = Math.min(holes.nextData(offset), sizeBytes);
@@ -175,7 +179,7 @@ export class DiskCopy {
         data === sizeBytes
           ? granules.total
           : Math.min(Math.floor(data / GRANULE_BYTES), granules.total);
-      if (holeEnd > at) {
+      if (holeEnd > at && base === undefined) {
         const end = this.#unmark(granules, at, holeEnd);
         // Written meanwhile? Then it is marked, and the next round has it.
         const to = Math.min(end * GRANULE_BYTES, sizeBytes);
@@ -194,7 +198,11 @@ export class DiskCopy {
     const reads: Promise<void>[] = [];
     for (let from = offset; from < to; from += PIECE_BYTES) {
       const length = Math.min(PIECE_BYTES, to - from);
-      reads.push(access.read(from, length, (bytes) => this.#piece(from, bytes)));
+      reads.push(
+        base === undefined
+          ? access.read(from, length, (bytes) => this.#piece(from, bytes, undefined))
+          : this.#compare(access, base, from, length),
+      );
     }
     // All of them, even if one fails: the others still use the chunk.
     const failed = (await Promise.allSettled(reads)).find((r) => r.status === 'rejected');
@@ -212,10 +220,34 @@ export class DiskCopy {
     return end;
   }
 
-  /** A piece that was read: its zero granules as such, the rest as data. */
-  #piece(offset: number, bytes: Uint8Array): void {
+  /** Reads a piece and what the base has in its place. */
+  async #compare(
+    access: DiskAccess,
+    base: DiskAccess,
+    from: number,
+    length: number,
+  ): Promise<void> {
+    const there = new Uint8Array(length);
+    const covered = Math.max(0, Math.min(length, base.sizeBytes - from));
+    if (covered > 0) await base.read(from, covered, (bytes) => there.set(bytes));
+    await access.read(from, length, (bytes) => this.#piece(from, bytes, there));
+  }
+
+  /** A piece that was read: nothing of granules that the standby has, its zero granules as such, the rest as data. */
+  #piece(offset: number, bytes: Uint8Array, there: Uint8Array | undefined): void {
     let from = 0;
     while (from < bytes.length) {
+      const next = Math.min(from + GRANULE_BYTES, bytes.length);
+      if (there !== undefined) {
+        const same = Buffer.compare(bytes.subarray(from, next), there.subarray(from, next)) === 0;
+        if (same) from = next;
+        else {
+          if (this.#isZero(bytes, from)) this.#zero(offset + from, next - from);
+          else this.#data(offset + from, bytes.subarray(from, next));
+          from = next;
+        }
+        continue;
+      }
       const zero = this.#isZero(bytes, from);
       let end = Math.min(from + GRANULE_BYTES, bytes.length);
       while (end < bytes.length && this.#isZero(bytes, end) === zero) {

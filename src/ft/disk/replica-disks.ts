@@ -7,6 +7,7 @@ import { messageOf } from '../../base/error.ts';
 import { type BlockOp, ERRNO } from '../../block/backend.ts';
 import { DISK_OP, DiskOpsReader } from '../wire/disk-ops.ts';
 import { FAULT, type Fault, fault } from '../wire/fault.ts';
+import { layBase } from './base-image.ts';
 import { type DiskAccess, diskError, PIECE_BYTES } from './disk-access.ts';
 import type { Crc } from './disk-log.ts';
 import { IMAGE, type ImageState, type ReplicaRecord } from './replica-record.ts';
@@ -32,6 +33,8 @@ export interface ReplicaDisk {
   readonly record: ReplicaRecord;
   readonly room: Room | undefined;
   readonly blockSizeBytes: number;
+  /** What a first copy begins with, where both hosts have the same; undefined: with nothing. */
+  readonly base?: DiskAccess | undefined;
 }
 
 /** What one section of an epoch does to one disk; `bytes[start, end)` stays as it is. */
@@ -107,7 +110,13 @@ export class ReplicaDisks {
     this.#unapplied = [];
     this.#generation = generation;
     this.#copying = this.any;
-    if (this.any) this.#queue(() => this.#markAll(IMAGE.copying, 0));
+    if (!this.any) return;
+    this.#queue(async () => {
+      await this.#markAll(IMAGE.copying, 0);
+      for (const { access, base } of this.#disks.values()) {
+        if (base !== undefined) await layBase(access, base);
+      }
+    });
   }
 
   /** A piece of the first copy. @returns what is wrong with it */
@@ -242,13 +251,14 @@ export class ReplicaDisks {
     this.#closed = true;
     this.#run++;
     await this.#chain;
-    for (const { access, record, room } of this.#disks.values()) {
+    for (const { access, record, room, base } of this.#disks.values()) {
       try {
         await access.idle();
         if (this.#failure === '') await access.flush();
       } finally {
         await access.close();
         await record.close();
+        await base?.close();
         room?.close();
       }
     }

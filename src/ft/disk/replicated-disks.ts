@@ -14,7 +14,7 @@ import {
 } from './disk-copy.ts';
 import { type Crc, DiskLog, type DiskLogBounds } from './disk-log.ts';
 import { RecordingBlock } from './recording-block.ts';
-import { STORAGE, type Storage } from './storage.ts';
+import { isReplicated, STORAGE, type Storage } from './storage.ts';
 
 /** One of the guest's disks. */
 export interface PrimaryDisk {
@@ -22,6 +22,8 @@ export interface PrimaryDisk {
   readonly backend: BlockBackend;
   /** A second way to the same disk, for the copy; opened when it is first needed. */
   open(): Promise<DiskAccess>;
+  /** The base image of the disk, if the operator named one. */
+  openBase?(): Promise<DiskAccess>;
 }
 
 /** Figures of one disk, for status. */
@@ -42,6 +44,7 @@ export class ReplicatedDisks {
   readonly blocks: readonly RecordingBlock[];
   readonly #disks: readonly PrimaryDisk[];
   readonly #access = new Map<number, DiskAccess>();
+  readonly #bases = new Map<number, DiskAccess>();
   #storage: Storage[];
   #copy: DiskCopy | undefined;
   /** Called when the guest waits for room in the log. */
@@ -75,7 +78,7 @@ export class ReplicatedDisks {
 
   #replicated(disk: number): boolean {
     const { backend } = this.#disks[disk]!;
-    return this.#storage[disk] === STORAGE.replicated && !backend.info.readonly;
+    return isReplicated(this.#storage[disk]) && !backend.info.readonly;
   }
 
   get any(): boolean {
@@ -99,7 +102,13 @@ export class ReplicatedDisks {
         access = await disk.open();
         this.#access.set(i, access);
       }
-      copied.push({ disk: i, id: disk.id, access, block });
+      let base = this.#bases.get(i);
+      if (this.#storage[i] === STORAGE.replicatedOnBase && base === undefined) {
+        base = await disk.openBase?.();
+        if (base !== undefined) this.#bases.set(i, base);
+      }
+      if (this.#storage[i] !== STORAGE.replicatedOnBase) base = undefined;
+      copied.push({ disk: i, id: disk.id, access, block, base });
     }
     if (!owner.wanted() || copied.length === 0) return undefined;
     this.#copy = new DiskCopy(parts, owner, copied);
@@ -139,7 +148,8 @@ export class ReplicatedDisks {
 
   /** Gives back what was opened for the copy. The backends stay their owner's. */
   async close(): Promise<void> {
-    for (const access of this.#access.values()) await access.close();
+    for (const access of [...this.#access.values(), ...this.#bases.values()]) await access.close();
     this.#access.clear();
+    this.#bases.clear();
   }
 }

@@ -5,9 +5,20 @@
 import { VmmError } from '../../base/error.ts';
 
 /** How a disk is kept on the two hosts, as it goes over the wire. */
-export const STORAGE = { unknown: 0, shared: 1, replicated: 2 } as const;
+export const STORAGE = {
+  unknown: 0,
+  shared: 1,
+  replicated: 2,
+  /** Replicated, and the standby has the same base image: its copy begins with that. */
+  replicatedOnBase: 3,
+} as const;
 /** One of {@link STORAGE}. */
 export type Storage = (typeof STORAGE)[keyof typeof STORAGE];
+
+/** Whether the standby keeps a copy of its own. */
+export function isReplicated(storage: Storage | undefined): boolean {
+  return storage === STORAGE.replicated || storage === STORAGE.replicatedOnBase;
+}
 
 /** What an operator may say: `ft=` of a disk. */
 export const STORAGE_CHOICES = ['auto', 'shared', 'replicate'] as const;

@@ -11,7 +11,7 @@ import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { Primary, type PrimaryEffect, type PrimaryPhase } from '../core/primary.ts';
 import type { DiskCopyOwner, DiskCopyParts } from '../disk/disk-copy.ts';
 import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
-import { STORAGE } from '../disk/storage.ts';
+import { isReplicated } from '../disk/storage.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
@@ -121,7 +121,7 @@ export class PrimaryShell {
         connected: (storage) => {
           disks?.setStorage(storage);
           for (const [i, disk] of outputs.disks.entries()) {
-            disk.isOutput = storage[i] !== STORAGE.replicated;
+            disk.isOutput = !isReplicated(storage[i]);
           }
           this.primary.connected(this.#now());
         },
