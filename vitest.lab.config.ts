@@ -5,9 +5,10 @@ import { defineConfig } from 'vitest/config';
 // isolation, since loading vitest again costs more there than most tests.
 export default defineConfig({
   test: {
-    // Three suites of the guest tests as well: what they show differs between the two kinds of KVM.
+    // Some suites of the guest tests as well: what they show differs between the two kinds of KVM.
     include: [
       'test/lab/**/*.lab.test.ts',
+      'test/guest/failover-console.test.ts',
       'test/guest/kvm-lazy-skip.test.ts',
       'test/guest/kvm-state.test.ts',
       'test/guest/machine-state.test.ts',

@@ -23,11 +23,18 @@ function reference(pair: Pair, append: string): string {
   return readFileSync(path, 'latin1');
 }
 
+/**
+ * The kernel of the lab moves RIP past an OUT only when it is entered again, the software KVM at once: both come here.
+ * The lab's CPU is slow.
+ */
+const inLab = process.env.TSVMM_LAB === '1';
+const seeds = inLab ? [1] : [1, 2, Date.now() % 1e9];
+
 describe('a takeover in the middle of an OUT', { timeout: 300_000 }, () => {
-  for (const seed of [1, 2, Date.now() % 1e9]) {
+  for (const seed of seeds) {
     it(`does it exactly once (seed ${seed})`, async () => {
       const random = new Prng(seed);
-      const append = 'iters=400 every=1 spins=2000';
+      const append = `iters=${inLab ? 100 : 400} every=1 spins=2000`;
       const policy = random.pick(['adaptive', 'kemari', 'periodic'] as const);
       const pair = new Pair({ bare: true, guest: 'state', append, policy });
       pairs.push(pair);

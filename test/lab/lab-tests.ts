@@ -1,4 +1,4 @@
-// The test files that run inside the lab: those of this folder, and three suites of the guest tests, because what they
+// The test files that run inside the lab: those of this folder, and some suites of the guest tests, because what they
 // show differs between the two kinds of KVM.
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,6 +10,7 @@ export const labTests: readonly string[] = [
     .filter((name) => name.endsWith('.lab.test.ts'))
     .sort()
     .map((name) => `test/lab/${name}`),
+  'test/guest/failover-console.test.ts',
   'test/guest/kvm-lazy-skip.test.ts',
   'test/guest/kvm-state.test.ts',
   'test/guest/machine-state.test.ts',
