@@ -288,6 +288,9 @@ describe('a primary and a standby', () => {
     }
     expect(seen.ahead).toBeGreaterThan(20);
     expect(seen.again).toBeGreaterThan(0);
+    // None was refused: what was sent a second time is no difference to what has not committed.
+    const { epochs, ackedEpochs, inFlight } = p.primary.figures();
+    expect(epochs - ackedEpochs - inFlight).toBe(0);
     expect(p.primary.switchover()).toBe(true);
     await until('the guest is handed over', () => p.taken.length === 1);
     expect(Buffer.compare(p.here.bytes, p.there.bytes)).toBe(0);
