@@ -66,7 +66,7 @@ class PairOfShells {
       log,
       listen: { host: '127.0.0.1', port: 0, key: undefined, log },
       arbiter: undefined,
-      inspect: () => ({ vm: '00'.repeat(16), tickets: [], storage: [] }),
+      inspect: () => ({ vm: '00'.repeat(16), generation: 5, tickets: [], storage: [] }),
       build: async () => ({
         guest: there.guest,
         config: {
@@ -280,7 +280,10 @@ describe('a primary and a standby', () => {
       round++;
       // New pages all the time, and some that are written in every round.
       for (let i = 0; i < 20; i++) p.write(8 + ((round * 20 + i) % 2000), round & 0xff);
-      for (let i = 0; i < 5; i++) p.write(3000 + i, round & 0xff);
+      for (let page = 3000; page < 3005; page++) {
+        p.here.bytes[page * 4096 + 8 * (round % 500)] = round;
+        p.here.guest.memory.dirty.mark(page * 4096, 4096);
+      }
       await soon(4);
       const { lastAhead, lastAgain } = p.primary.figures();
       seen.ahead = Math.max(seen.ahead, lastAhead);

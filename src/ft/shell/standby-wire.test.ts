@@ -36,7 +36,7 @@ class Ground {
       arbiter: undefined,
       inspect: (description) => ({
         vm: (description as { vm: string }).vm,
-        generation: 1,
+        generation: 5,
         tickets: [],
         storage: [],
       }),
