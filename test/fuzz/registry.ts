@@ -14,6 +14,7 @@ import { pci } from './pci.ts';
 import * as platform from './platform.ts';
 import { forgets, fuzzTwins, type Twin, type TwinSubject } from './twins.ts';
 import { type FuzzedVirtio, fuzzVirtio } from './virtio.ts';
+import { virtioPci } from './virtio-pci.ts';
 
 /** One fuzzer. */
 export interface Fuzzer {
@@ -163,6 +164,15 @@ export const fuzzers: readonly Fuzzer[] = [
       'vector table',
     ],
     ['configAddress', 'value', 'pci'],
+  ),
+  twins(
+    'virtio-pci',
+    virtioPci,
+    [
+      ...['running', 'doorbells', 'INTx', 'message', 'chains held', 'status f', 'status 4f'],
+      ...['read through the window', 'written through the window', 'common 20/4'],
+    ],
+    ['pci', 'transport', 'queues', 'device'],
   ),
   {
     name: 'e1000',
