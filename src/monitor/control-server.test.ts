@@ -1,5 +1,5 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { connect } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -62,5 +62,64 @@ describe('control socket', () => {
     });
     expect(closed).toBe(true);
     server.close();
+  });
+
+  it('takes many short lines at once, and refuses one that is too long among them', async () => {
+    const path = join(folder, 'c.sock');
+    const server = await ControlServer.listen(path, () => ({}));
+    const ask = (text: string, answers: number): Promise<number> =>
+      new Promise((resolve) => {
+        let got = 0;
+        const socket = connect(path, () => socket.write(text));
+        socket.on('data', (chunk) => {
+          got += chunk.filter((byte) => byte === 10).length;
+          if (got >= answers) socket.destroy();
+        });
+        socket.on('error', () => {});
+        socket.on('close', () => resolve(got));
+      });
+    // More than the longest line in all.
+    expect(await ask('{"command":"status"}\n'.repeat(5000), 5000)).toBe(5000);
+    expect(await ask(`{}\n${'x'.repeat(70_000)}\n`, 2)).toBeLessThan(2);
+    server.close();
+  });
+
+  it('reads no more than it can answer to a client that does not read', async () => {
+    const path = join(folder, 'd.sock');
+    let asked = 0;
+    const server = await ControlServer.listen(path, () => {
+      asked++;
+      return { text: 'x'.repeat(1000) };
+    });
+    const socket = connect(path);
+    socket.pause();
+    socket.on('error', () => {});
+    for (let i = 0; i < 20; i++) socket.write('{"command":"status"}\n'.repeat(2000));
+    let before = -1;
+    while (before !== asked) {
+      before = asked;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    expect(asked).toBeGreaterThan(0);
+    // A buffer of the socket, and then it waits.
+    expect(asked).toBeLessThan(5000);
+    socket.destroy();
+    server.close();
+  });
+
+  it('says so when something else answers', async () => {
+    for (const said of ['hello\n', '[1]\n', 'null\n', '{}\n', 'x'.repeat(2 ** 20 + 1)]) {
+      const path = join(folder, 'e.sock');
+      const server = createServer((socket) => {
+        socket.on('error', () => {});
+        socket.write(said);
+      });
+      await new Promise<void>((resolve) => server.listen(path, resolve));
+      await expect(askControl(path, {})).rejects.toMatchObject({
+        code: 'CONTROL_SOCKET',
+        message: expect.stringMatching(/no guest/),
+      });
+      server.close();
+    }
   });
 });

@@ -17,7 +17,9 @@ export type ControlAnswer = Readonly<Record<string, unknown>>;
 export type ControlHandler = (request: ControlRequest) => ControlAnswer | Promise<ControlAnswer>;
 
 /** Longest request line. */
-const LINE_MAX_BYTES = 64 * 1024;
+const LINE_MAX_CHARS = 64 * 1024;
+/** Longest answer that a client waits for. */
+const ANSWER_MAX_CHARS = 2 ** 20;
 const CLIENTS_MAX = 16;
 
 /** Where the control socket of the guest `name` is. */
@@ -106,25 +108,19 @@ export class ControlServer {
     this.#clients.add(socket);
     socket.unref();
     let buffered = '';
-    let tail = Promise.resolve();
     socket.setEncoding('utf8');
     socket.on('close', () => this.#clients.delete(socket));
     socket.on('error', () => socket.destroy());
     socket.on('data', (text: string) => {
-      buffered += text;
-      if (buffered.length > LINE_MAX_BYTES) {
+      const lines = (buffered + text).split('\n');
+      buffered = lines.pop()!;
+      if (buffered.length > LINE_MAX_CHARS || lines.some((line) => line.length > LINE_MAX_CHARS)) {
         socket.destroy();
         return;
       }
-      const lines = buffered.split('\n');
-      buffered = lines.pop()!;
-      for (const line of lines) {
-        if (line.trim() === '') continue;
-        tail = tail.then(async () => {
-          const answer = await answerTo(line, handler);
-          if (!socket.destroyed) socket.write(`${JSON.stringify(answer)}\n`);
-        });
-      }
+      // Nothing more is read before these are answered and the answers taken: a client cannot fill memory with either.
+      socket.pause();
+      void answerAll(socket, lines, handler).then(() => socket.resume());
     });
   }
 
@@ -133,6 +129,29 @@ export class ControlServer {
     this.#server.close();
     for (const client of this.#clients) client.end();
     rmSync(this.path, { force: true });
+  }
+}
+
+/** Answers `lines` in their order, as fast as the client reads. */
+async function answerAll(
+  socket: Socket,
+  lines: readonly string[],
+  handler: ControlHandler,
+): Promise<void> {
+  for (const line of lines) {
+    if (line.trim() === '') continue;
+    const answer = await answerTo(line, handler);
+    if (!socket.writable) return;
+    if (socket.write(`${JSON.stringify(answer)}\n`)) continue;
+    await new Promise<void>((resolve) => {
+      const go = (): void => {
+        socket.off('drain', go);
+        socket.off('close', go);
+        resolve();
+      };
+      socket.once('drain', go);
+      socket.once('close', go);
+    });
   }
 }
 
@@ -180,9 +199,10 @@ export function askControl(path: string, request: ControlRequest): Promise<Contr
     socket.on('data', (text: string) => {
       buffered += text;
       const end = buffered.indexOf('\n');
-      if (end < 0) return;
-      const answer = JSON.parse(buffered.slice(0, end)) as ControlAnswer;
-      if (answer.ok === true) resolve(answer);
+      const answer = end < 0 ? undefined : answerIn(buffered.slice(0, end));
+      if (end < 0 && buffered.length <= ANSWER_MAX_CHARS) return;
+      if (answer === undefined) gone('what answers is no guest');
+      else if (answer.ok === true) resolve(answer);
       else {
         const hint = typeof answer.hint === 'string' ? { hint: answer.hint } : {};
         reject(new VmmError(String(answer.code), String(answer.message), hint));
@@ -190,4 +210,15 @@ export function askControl(path: string, request: ControlRequest): Promise<Contr
       socket.destroy();
     });
   });
+}
+
+/** The answer in a line, or undefined when it is none. */
+function answerIn(line: string): ControlAnswer | undefined {
+  try {
+    const answer: unknown = JSON.parse(line);
+    const isObject = typeof answer === 'object' && answer !== null && 'ok' in answer;
+    return isObject ? (answer as ControlAnswer) : undefined;
+  } catch {
+    return undefined;
+  }
 }
