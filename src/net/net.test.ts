@@ -344,6 +344,20 @@ describe('stream', () => {
 });
 
 describe('pcap', () => {
+  it('goes on under a clock that no capture file can show', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'tsvmm-pcap-'));
+    let now = 0;
+    const path = join(dir, 'x.pcap');
+    const filter = openCapture(new NoNetwork(), silentLog, { path, wallNs: () => now });
+    const batch = new FrameBatch();
+    batch.addFrame(new Uint8Array(60));
+    const clocks = [-1, -1.7e18, 2 ** 62, 1e30, Number.NaN];
+    for (now of clocks) expect(filter.send(batch, 0)).toBe(1);
+    await filter.close();
+    expect(readFileSync(path)).toHaveLength(24 + clocks.length * (16 + 60));
+    rmSync(dir, { recursive: true });
+  });
+
   it('writes what passes, both ways, as a capture file', async () => {
     const dir = mkdtempSync(join(tmpdir(), 'tsvmm-pcap-'));
     const path = join(dir, 'x.pcap');

@@ -114,8 +114,9 @@ export class CaptureFilter implements NetBackend {
       const length = Math.min(batch.lengths[i]! - VNET_HEADER_BYTES, MAX_FRAME_BYTES);
       if (this.#used + RECORD_HEADER_BYTES + length > b.length) this.#flush();
       let at = this.#used;
-      b.writeUInt32LE(seconds, at);
-      b.writeUInt32LE(Math.floor(now - seconds * 1e9), at + 4);
+      // As 32 bits: what a host's clock that is far off says must not end the traffic.
+      b.writeUInt32LE(seconds >>> 0, at);
+      b.writeUInt32LE(Math.floor(now - seconds * 1e9) >>> 0, at + 4);
       b.writeUInt32LE(length, at + 8);
       b.writeUInt32LE(length, at + 12);
       at += RECORD_HEADER_BYTES;
