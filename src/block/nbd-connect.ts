@@ -9,9 +9,17 @@ export interface Connection {
   readonly found: NbdExport;
 }
 
+/** Whom to connect to, and how. */
+export interface ConnectOptions {
+  readonly address: NbdAddress;
+  /** Begins a connection. Default: node's. */
+  readonly dial?: (target: NbdAddress['target']) => Socket;
+}
+
 /** Connects and shakes hands. @throws Error in one sentence, also when it takes longer than `timeoutMs` */
-export async function connect(address: NbdAddress, timeoutMs: number): Promise<Connection> {
-  const socket = createConnection(address.target);
+export async function connect(options: ConnectOptions, timeoutMs: number): Promise<Connection> {
+  const { address, dial = createConnection } = options;
+  const socket = dial(address.target);
   // Errors are seen by whoever waits; this one keeps a late error from being thrown.
   socket.on('error', () => {});
   let timer: NodeJS.Timeout | undefined;

@@ -105,6 +105,7 @@ class Reader {
       socket.once('close', closed);
       socket.once('error', failed);
       tryRead();
+      if (socket.destroyed) closed();
     });
   }
 }

@@ -1,10 +1,9 @@
-import type { NbdAddress } from './nbd-url.ts';
+import type { ConnectOptions } from './nbd-connect.ts';
 
 /** How an NBD disk is opened, and how patient it is. */
-export interface NbdOptions {
+export interface NbdOptions extends ConnectOptions {
   /** For messages: the address as it was given. */
   readonly name: string;
-  readonly address: NbdAddress;
   readonly readonly?: boolean;
   /** Requests at a time. Default 128. */
   readonly maxRequests?: number;

@@ -347,7 +347,7 @@ describe('NBD disk', () => {
 
   it('does not go on with an export that has changed', async () => {
     const log = new MemoryLog();
-    await client.open(url, { failAfterMs: 60 }, log);
+    await client.open(url, { failAfterMs: 600 }, log);
     await server.crash();
     server = new FakeNbdServer({ sizeBytes: SIZE / 2 });
     await server.listen(path);

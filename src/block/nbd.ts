@@ -65,9 +65,9 @@ export async function openNbd(
   log: Logger,
   options: NbdOptions,
 ): Promise<NbdDisk> {
-  const { name, address } = options;
+  const { name } = options;
   try {
-    const connection = await connect(address, options.connectMs ?? 10_000);
+    const connection = await connect(options, options.connectMs ?? 10_000);
     return new NbdDisk(memory, log, options, connection);
   } catch (error) {
     if (error instanceof VmmError) throw error;
@@ -743,7 +743,7 @@ export class NbdDisk implements BlockBackend {
 
   async #reconnect(): Promise<void> {
     try {
-      const { socket, found } = await connect(this.#options.address, 5000);
+      const { socket, found } = await connect(this.#options, 5000);
       if (this.#closed) {
         socket.destroy();
         return;

@@ -24,6 +24,8 @@ export interface StreamOptions {
   readonly mode?: 'connect' | 'listen';
   /** Pause between two attempts to connect. Default 1000. */
   readonly retryMs?: number;
+  /** Begins a connection. Default: node's. */
+  readonly dial?: (target: StreamAddress) => Socket;
 }
 
 const SEND_BYTES = 256 * 1024;
@@ -161,7 +163,8 @@ export class StreamBackend implements NetBackend {
 
   #connect(): Promise<void> {
     return new Promise((resolve, reject) => {
-      const socket = createConnection(this.#options.address);
+      const { address, dial = createConnection } = this.#options;
+      const socket = dial(address);
       socket.once('error', reject);
       socket.once('connect', () => {
         socket.off('error', reject);

@@ -6,9 +6,12 @@ import { assert } from '../../src/base/assert.ts';
 import { fuzzDecoder } from '../../src/ft/wire/fuzz.ts';
 import { fuzzPageStream, VERDICTS } from '../../src/ft/wire/page-fuzz.ts';
 import { nativeCodec, plainCodec } from '../support/page-codecs.ts';
+import { type ControlPlant, fuzzControl } from './control.ts';
 import type { Coverage } from './coverage.ts';
 import { fuzzE1000 } from './e1000.ts';
 import { fwCfg } from './fw-cfg.ts';
+import { fuzzNbd, type NbdPlant } from './nbd.ts';
+import { type CapturePlant, fuzzCapture, fuzzStream, type StreamPlant } from './net-peers.ts';
 import { fuzzBootImages, fuzzOptions, fuzzSavedStates } from './operator-input.ts';
 import { pci } from './pci.ts';
 import * as platform from './platform.ts';
@@ -43,10 +46,11 @@ function twins<T extends Twin>(
   deep: readonly string[],
   fields: readonly string[],
   broken: Readonly<Record<string, TwinSubject<T>>> = {},
+  rounds = 2000,
 ): Fuzzer {
   return {
     name,
-    rounds: 2000,
+    rounds,
     deep: ['replaced', ...deep],
     plants: [...fields.map((field) => `forgets ${field}`), ...Object.keys(broken)],
     run(seed, rounds, seen, plant) {
@@ -62,9 +66,10 @@ function virtio(kind: FuzzedVirtio): Fuzzer {
     name: `virtio-${kind}`,
     rounds: 1000,
     deep: ['used', 'interrupt', 'reset asked for', 'replaced'],
-    plants: [],
-    run(seed, rounds, seen) {
-      const { used, interrupts, resets, restores } = fuzzVirtio(kind, seed, rounds);
+    plants: ['pci', 'transport', 'queues'].map((field) => `forgets ${field}`),
+    run(seed, rounds, seen, plant) {
+      const field = plant?.slice('forgets '.length);
+      const { used, interrupts, resets, restores } = fuzzVirtio(kind, seed, rounds, field);
       seen.hit('used', used);
       seen.hit('interrupt', interrupts);
       seen.hit('reset asked for', resets);
@@ -154,6 +159,8 @@ export const fuzzers: readonly Fuzzer[] = [
       'skip',
     ],
     ['key', 'offset', 'dmaHigh'],
+    {},
+    600,
   ),
   twins(
     'pci',
@@ -164,6 +171,8 @@ export const fuzzers: readonly Fuzzer[] = [
       'vector table',
     ],
     ['configAddress', 'value', 'pci'],
+    {},
+    600,
   ),
   twins(
     'virtio-pci',
@@ -173,14 +182,17 @@ export const fuzzers: readonly Fuzzer[] = [
       ...['read through the window', 'written through the window', 'common 20/4'],
     ],
     ['pci', 'transport', 'queues', 'device'],
+    {},
+    600,
   ),
   {
     name: 'e1000',
     rounds: 1000,
     deep: ['sent', 'received', 'interrupt'],
-    plants: [],
-    run(seed, rounds, seen) {
-      const { sent, received, interrupts } = fuzzE1000(seed, rounds);
+    plants: ['forgets registers', 'forgets phy', 'forgets contexts', 'forgets packet'],
+    run(seed, rounds, seen, plant) {
+      const field = plant?.slice('forgets '.length);
+      const { sent, received, interrupts } = fuzzE1000(seed, rounds, field);
       seen.hit('sent', sent);
       seen.hit('received', received);
       seen.hit('interrupt', interrupts);
@@ -190,6 +202,44 @@ export const fuzzers: readonly Fuzzer[] = [
   virtio('blk'),
   virtio('net'),
   virtio('rng'),
+  {
+    name: 'nbd',
+    rounds: 20,
+    deep: [
+      ...['opened', 'refused NBD_CONNECT', 'refused NBD_REFUSED', 'another size', 'done', 'failed'],
+      ...['damaged answer', 'hung up', 'error answer', 'another cookie', 'answered twice'],
+      ...['not answered', 'connected again'],
+    ],
+    plants: ['wrong data'],
+    run: (seed, rounds, seen, plant) => fuzzNbd(seed, rounds, seen, plant as NbdPlant),
+  },
+  {
+    name: 'stream',
+    rounds: 10,
+    deep: [
+      ...['frame', 'largest frame', 'short frame', 'absurd length', 'hung up', 'link down'],
+      ...['takes no more', 'writable again'],
+    ],
+    plants: ['loses a frame', 'changes a byte'],
+    run: (seed, rounds, seen, plant) => fuzzStream(seed, rounds, seen, plant as StreamPlant),
+  },
+  {
+    name: 'pcap',
+    rounds: 20,
+    deep: ['some are sent', 'all are sent', 'some are received', 'all are received', 'full disk'],
+    plants: ['misses an end'],
+    run: (seed, rounds, seen, plant) => fuzzCapture(seed, rounds, seen, plant as CapturePlant),
+  },
+  {
+    name: 'control',
+    rounds: 20,
+    deep: [
+      ...['ok', 'NO', 'INTERNAL', 'CONTROL_REQUEST', 'CONTROL_COMMAND', 'line too long', 'hung up'],
+      ...['stranger recognised', 'stranger refuses', 'stranger believed'],
+    ],
+    plants: ['forgets an answer'],
+    run: (seed, rounds, seen, plant) => fuzzControl(seed, rounds, seen, plant as ControlPlant),
+  },
   {
     name: 'wire',
     rounds: 500,
