@@ -173,9 +173,20 @@ export const fwCfg: TwinSubject<FwCfgTwin> = {
       case 3:
         return anyAccess<FwCfgTwin>(random, ({ bus }) => bus, random.below(FW_CFG_PORTS));
       case 4: {
-        // Half an address, which a state has to keep.
-        const half = random.pick([0, 0x0100_0000, 0xffff_ffff, random.u32()]);
-        return ({ bus }) => bus.write(OFFSET.dmaHigh, 4, half);
+        // Half an address, which a state has to keep until the other half comes.
+        if (random.chance(0.5)) {
+          const half = random.pick([0, 0x0100_0000, 0x0100_0000, 0xffff_ffff, random.u32()]);
+          return ({ bus }) => bus.write(OFFSET.dmaHigh, 4, half);
+        }
+        const low = 4 * random.below(PAGE / 2 - 4);
+        const word = control(random);
+        return ({ bus, memory }) => {
+          for (const base of [0, HIGH]) {
+            memory.writeU32(base + low, swapped(word));
+            memory.writeU32(base + low + 4, 0);
+          }
+          bus.write(OFFSET.dmaLow, 4, swapped(low));
+        };
       }
       default:
         return dma(random, seen);
