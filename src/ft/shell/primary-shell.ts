@@ -9,20 +9,18 @@ import { assert } from '../../base/assert.ts';
 import { messageOf } from '../../base/error.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { Primary, type PrimaryEffect, type PrimaryPhase } from '../core/primary.ts';
-import type { DiskCopyOwner, DiskCopyParts } from '../disk/disk-copy.ts';
-import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
 import { isReplicated } from '../disk/storage.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
 import type { Arbiter } from './arbiter.ts';
 import { Epoch } from './epoch.ts';
-import { FirstCopy } from './first-copy.ts';
+import { FirstSync } from './first-sync.ts';
 import type { Lease } from './lease.ts';
-import { type LinkOptions, requireKey } from './link.ts';
+import type { LinkOptions } from './link.ts';
 import { type EpochSink, PageSender } from './page-sender.ts';
 import { PeerConnection } from './peer-connection.ts';
-import { PeerRing, peerName } from './peer-ring.ts';
+import { Peers } from './peers.ts';
 import type { LiveSettings, PrimaryFigures, PrimaryShellOptions } from './primary-parts.ts';
 import { Staging } from './staging.ts';
 
@@ -30,19 +28,15 @@ import { Staging } from './staging.ts';
 const STAGING_BLOCKS = 64;
 /** Longest time between two looks at the clock. */
 const TICK_NS = 50e6;
-/** From the last standby's refusal to the next try. */
-const REFUSED_RETRY_NS = 5e9;
 /** Contents kept for deltas, at most: 64 Ki pages, 256 MiB. */
 const CACHE_PAGES_MAX = 65536;
-
-const NO_PAGES = new Uint32Array(0);
 
 /** See the module's head. */
 export class PrimaryShell {
   readonly primary: Primary;
   readonly #o: PrimaryShellOptions;
   readonly #link: PeerConnection;
-  readonly #ring: PeerRing;
+  readonly #peers: Peers;
   #maxDowntimeNs: number;
   readonly #sender: PageSender;
   readonly #staging = new Staging(STAGING_BLOCKS);
@@ -56,20 +50,15 @@ export class PrimaryShell {
   #running = false;
   #closed = false;
   #logging = false;
-  #copy: FirstCopy | undefined;
-  /** Counts streams: a copy of disks for an earlier one is void. */
-  #stream = 0;
-  /** After a disk could not be read, no standby is asked for a while. */
-  #connectFromNs = 0;
+  /** The first copy that the present stream takes. */
+  #sync: FirstSync | undefined;
   /** The guest stands still until an ACK (or for good), and whether it is to run after that. */
   #still = false;
   #runAfter = false;
   readonly #afterStill: (() => void)[] = [];
-  #refusal = '';
   #arbiterSaid = '';
   #lapsed = false;
   #started = false;
-  #retry: NodeJS.Timeout | undefined;
   #epochCount = 0;
   #ackedCount = 0;
   #lastPauseNs = 0;
@@ -83,7 +72,15 @@ export class PrimaryShell {
     this.#o = options;
     const { guest, outputs, io, config, log, introduction, images } = options;
     this.#maxDowntimeNs = options.maxDowntimeNs;
-    this.#ring = new PeerRing(log);
+    this.#peers = new Peers(
+      {
+        nowNs: () => this.#now(),
+        free: () => this.primary.passing,
+        askAgain: () => this.#askAgain(),
+        failed: (name, why, all) => options.events.peerFailed(name, why, all),
+      },
+      log,
+    );
     this.primary = new Primary(config, outputs.tap);
     const frames = guest.memory.totalBytes / PAGE_SIZE;
     this.#harvest = new Uint32Array(frames);
@@ -135,11 +132,11 @@ export class PrimaryShell {
           this.#run();
         },
         disconnected: (why) => this.#disconnected(why),
-        failed: (why) => this.#peerFailed(`cannot be reached: ${why}`),
+        failed: (why) => this.#peers.failed(`cannot be reached: ${why}`),
         settled: () => this.#run(),
       },
     );
-    this.#setRing(options.peers);
+    this.#peers.set(options.peers);
   }
 
   /** A lease must run out also while the host is suspended, so this clock goes on then. */
@@ -176,15 +173,15 @@ export class PrimaryShell {
    * @throws VmmError `FT_KEY_NEEDED`
    */
   setPeers(peers: readonly LinkOptions[]): void {
-    this.#setRing(peers);
-    clearTimeout(this.#retry);
-    this.primary.protect(this.#now());
-    this.#run();
+    this.#peers.set(peers);
+    this.#askAgain();
   }
 
-  #setRing(peers: readonly LinkOptions[]): void {
-    for (const peer of peers) requireKey(peer, 'the peer');
-    this.#ring.set(peers);
+  /** Somebody to protect the guest is wanted, also if all have refused before. */
+  #askAgain(): void {
+    if (this.#closed) return;
+    this.primary.protect(this.#now());
+    this.#run();
   }
 
   /** What can be changed while the guest is protected, as it is now. */
@@ -241,7 +238,6 @@ export class PrimaryShell {
   figures(): PrimaryFigures {
     const { primary } = this;
     const { policy, intervalNs } = primary.policy.config;
-    const peer = this.#ring.current;
     return {
       phase: primary.phase,
       generation: primary.sender.generation,
@@ -257,7 +253,7 @@ export class PrimaryShell {
       sentBytes: this.#link.sentBytes,
       disks: this.#o.disks?.figures() ?? [],
       diskCopy: this.#o.disks?.progress,
-      peer: peer === undefined ? '' : peerName(peer),
+      peer: this.#peers.name,
       policy,
       intervalMs: intervalNs / 1e6,
       maxDowntimeMs: this.#maxDowntimeNs / 1e6,
@@ -268,8 +264,7 @@ export class PrimaryShell {
     if (this.#closed) return;
     this.#closed = true;
     this.#timer.close();
-    clearTimeout(this.#retry);
-    this.#stream++;
+    this.#peers.close();
     this.#link.close();
     this.#ahead?.stop();
     for (const epoch of this.#epochs.values()) epoch.dispose();
@@ -323,11 +318,11 @@ export class PrimaryShell {
         if (!this.primary.passing) {
           this.#o.log.info(`the connection to the standby is closed: ${e.sentence}`);
         }
-        this.#peerFailed(e.sentence);
+        this.#peers.failed(e.sentence);
         this.#link.drop();
         break;
       case 'connect':
-        this.#connect();
+        this.#peers.connect(this.#link);
         break;
       case 'agreed':
         this.#link.agreed();
@@ -380,7 +375,7 @@ export class PrimaryShell {
         this.#o.log.error(`generation ${e.generation} of this guest runs elsewhere`);
         break;
       case 'refused':
-        this.#refused(e.sentence);
+        this.#peers.refused(e.sentence);
         break;
       case 'ended':
       case 'handed-over':
@@ -412,52 +407,17 @@ export class PrimaryShell {
     }
   }
 
-  /** Outputs that are held wait for the peer that held the last state; without any, whoever's turn it is. */
-  #connect(): void {
-    if (this.#now() < this.#connectFromNs) return;
-    const peer = this.#ring.take(this.#now(), !this.primary.passing);
-    if (peer !== undefined) this.#link.connect(peer);
-  }
-
-  /** The peer is of no use now; where nothing waits for it, the next one is tried. */
-  #peerFailed(why: string, pauseNs = 0): void {
-    const peer = this.#ring.current;
-    if (peer === undefined || !this.primary.passing) return;
-    if (!this.#ring.failed(why, this.#now(), pauseNs)) return;
-    this.#o.events.peerFailed(peerName(peer), why, this.#ring.roundOver);
-  }
-
   #phase(phase: PrimaryPhase, sentence: string): void {
     if (phase === 'alone') this.#o.disks?.forget();
-    if (phase === 'protected') this.#ring.succeeded();
-    else if (phase === 'alone') this.#peerFailed('it was lost');
-    if (phase === 'alone' && this.#logging && this.#copy === undefined) {
+    if (phase === 'protected') this.#peers.succeeded();
+    else if (phase === 'alone') this.#peers.failed('it was lost');
+    if (phase === 'alone' && this.#logging && this.#sync === undefined) {
       this.#o.guest.setDirtyLog(false);
       this.#logging = false;
       // What is written from here on is not recorded, so no standby can go on from what it holds.
       this.primary.sender.forceFull();
     }
     this.#o.events.phase(phase, sentence);
-  }
-
-  /** The standby cannot protect this guest as it is. It may be started anew with what it lacks, so it is asked again. */
-  #refused(sentence: string): void {
-    const peer = this.#ring.current;
-    const name = peer === undefined ? 'the standby' : `the standby ${peerName(peer)}`;
-    if (sentence !== this.#refusal) {
-      this.#o.log.error(`${name} refuses this guest: ${sentence}`);
-    }
-    this.#refusal = sentence;
-    this.#peerFailed(sentence, REFUSED_RETRY_NS);
-    clearTimeout(this.#retry);
-    const others = this.primary.passing && !this.#ring.roundOver;
-    const pauseNs = others ? this.#o.config.reconnectNs : REFUSED_RETRY_NS;
-    this.#retry = setTimeout(() => {
-      if (this.#closed) return;
-      this.primary.protect(this.#now());
-      this.#run();
-    }, pauseNs / 1e6);
-    this.#retry.unref();
   }
 
   async #ask(ticket: number, request: Parameters<Arbiter['request']>[0]): Promise<void> {
@@ -475,9 +435,8 @@ export class PrimaryShell {
   // --- the connection
 
   #disconnected(why: string): void {
-    this.#stream++;
-    this.#copy = undefined;
-    this.#peerFailed(why);
+    this.#sync = undefined;
+    this.#peers.failed(why);
     this.primary.disconnected(this.#now());
     this.#schedule();
   }
@@ -486,120 +445,53 @@ export class PrimaryShell {
 
   #opened(mode: 'full' | 'resume'): void {
     if (mode === 'resume') return;
-    this.#stream++;
-    if (this.#o.disks?.any === true) void this.#copyDisks(this.#o.disks, this.#stream);
-    else {
-      this.#o.disks?.forget();
-      this.#copyMemory(undefined);
-    }
-  }
-
-  /** The disks' first copy, then that of memory, then what the guest wrote to the disks meanwhile. */
-  async #copyDisks(disks: ReplicatedDisks, stream: number): Promise<void> {
-    const { io, copyBytesPerSecondMax, log, events } = this.#o;
-    const maxDowntimeNs = this.#maxDowntimeNs;
-    const wanted = (): boolean =>
-      stream === this.#stream && !this.#closed && this.primary.sender.state === 'sync';
-    const parts: DiskCopyParts = {
-      pool: this.#sender.pool,
-      crc: (b, offset, length, previous) => io.crc32c(b, offset, length, previous),
-      isZero: (b, offset, length) => io.isZero(b, offset, length),
-      nowNs: () => this.#now(),
-      sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
-      maxDowntimeNs,
-      bytesPerSecondMax: copyBytesPerSecondMax ?? Number.POSITIVE_INFINITY,
-    };
-    let toldNs = this.#now();
-    const owner: DiskCopyOwner = {
-      wanted,
-      chunk: (chunk) => {
-        this.primary.syncChunk(chunk, this.#now());
-        this.#run();
-        const { progress } = disks;
-        if (progress === undefined || this.#now() - toldNs < 1e9) return;
-        toldNs = this.#now();
-        events.diskProgress(progress);
-      },
-    };
-    try {
-      const copy = await disks.beginCopy(parts, owner);
-      if (!wanted() || (copy !== undefined && !(await copy.converge())) || !wanted()) return;
-      this.#copyMemory(async () => {
-        try {
-          if (copy !== undefined && !((await copy.converge()) && (await copy.finish())))
-            return false;
-          if (copy !== undefined) events.diskProgress(copy.progress);
-          return wanted();
-        } catch (error) {
-          this.#copyFailed(error);
-          return false;
-        } finally {
-          if (stream === this.#stream) disks.endCopy();
-        }
-      });
-    } catch (error) {
-      if (wanted()) this.#copyFailed(error);
-      else log.warn(messageOf(error));
-    }
-  }
-
-  /** A disk of this host cannot be read: the guest runs on, a standby is asked again later. */
-  #copyFailed(error: unknown): void {
-    this.#o.log.error(`the disks cannot be copied to the standby: ${messageOf(error)}`);
-    this.#connectFromNs = this.#now() + REFUSED_RETRY_NS;
-    this.#link.drop();
-  }
-
-  /** @param disks brings the disks up to date once memory has converged; false: not wanted any more */
-  #copyMemory(disks: (() => Promise<boolean>) | undefined): void {
-    const { guest } = this.#o;
-    this.#sender.restart();
-    if (!this.#logging) {
-      guest.setDirtyLog(true);
-      this.#logging = true;
-    }
-    while (guest.harvest(this.#harvest) === this.#harvest.length);
-    const { events } = this.#o;
-    const copy: FirstCopy = new FirstCopy(
+    const { guest, disks, io, log, copyBytesPerSecondMax, events } = this.#o;
+    const sync = new FirstSync(
       {
         guest,
+        disks,
         sender: this.#sender,
         staging: this.#staging,
+        io,
+        log,
+        copyBytesPerSecondMax,
         maxDowntimeNs: this.#maxDowntimeNs,
         nowNs: () => this.#now(),
       },
       {
-        wanted: () => this.#copy === copy && !this.#closed && this.primary.sender.state === 'sync',
+        wanted: (asking) =>
+          this.#sync === asking && !this.#closed && this.primary.sender.state === 'sync',
         chunk: (chunk) => {
           this.primary.syncChunk(chunk, this.#now());
           this.#run();
         },
+        memoryBegins: () => {
+          if (!this.#logging) guest.setDirtyLog(true);
+          this.#logging = true;
+          while (guest.harvest(this.#harvest) === this.#harvest.length);
+        },
         progress: (progress) => events.syncProgress(progress),
-        done: (rest, late) => {
-          if (disks === undefined) {
-            this.#synchronised(rest, late);
-            return;
-          }
-          markDirty(guest, rest);
-          void disks().then((wanted) => {
-            if (wanted) this.#synchronised(NO_PAGES, late);
-          });
+        diskProgress: (progress) => events.diskProgress(progress),
+        done: (late) => this.#synchronised(late),
+        failed: (why) => {
+          log.error(`the disks cannot be copied to the standby: ${why}`);
+          this.#peers.rest('the disks of this host cannot be copied to it');
+          this.#link.drop();
         },
       },
     );
-    this.#copy = copy;
-    copy.run();
+    this.#sync = sync;
+    sync.run();
   }
 
   /** What is left belongs to the first transaction. */
-  #synchronised(rest: Uint32Array, late: boolean): void {
-    markDirty(this.#o.guest, rest);
+  #synchronised(late: boolean): void {
     if (late) {
       this.#o.log.warn(
         'the guest writes memory faster than the link takes it: it stands still for the rest',
       );
     }
-    this.#copy = undefined;
+    this.#sync = undefined;
     this.primary.synchronised(this.#now());
     this.#run();
   }
