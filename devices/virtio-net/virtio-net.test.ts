@@ -161,6 +161,23 @@ describe('VirtioNet configuration', () => {
     expect(w.board.msi.take()).toEqual(['fee00000:40']);
   });
 
+  it('keeps the MTU that the driver was told, and refuses a network that takes less', () => {
+    const w = started({ mtu: 9000 });
+    w.fn.pause();
+    const state = w.fn.save();
+    const smaller = attach(world({ mtu: 1500 })).fn;
+    expect(() => smaller.check(state)).toThrow(/net0: the guest was told an MTU of 9000, .* 1500/);
+    const unknown = attach(world());
+    // One that was not offered the feature cannot have agreed to it.
+    expect(() => unknown.fn.check(state)).toThrow(/agreed features/);
+    const larger = world({ mtu: 65521 });
+    const { fn } = attach(larger);
+    fn.load(state);
+    expect(fn.save().device.mtu).toBe(9000);
+    fn.reset();
+    expect(fn.save().device.mtu).toBe(65521);
+  });
+
   it('asks the guest to announce itself until it has', () => {
     const w = started();
     expect(w.device.announce()).toBe(true);

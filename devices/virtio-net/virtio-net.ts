@@ -17,7 +17,16 @@ import {
   type NetHandler,
   VNET_HEADER_BYTES,
 } from '../../src/net/backend.ts';
-import { array, bytes, type Codec, fixedBytes, struct, u8, u32 } from '../../src/snapshot/codec.ts';
+import {
+  array,
+  bytes,
+  type Codec,
+  fixedBytes,
+  struct,
+  u8,
+  u16,
+  u32,
+} from '../../src/snapshot/codec.ts';
 import { requireState } from '../../src/snapshot/schema.ts';
 import { Chain } from '../../src/virtio/chain.ts';
 import type { VirtioDevice, VirtioTransport } from '../../src/virtio/device.ts';
@@ -62,6 +71,8 @@ export interface VirtioNetState {
   mac: Uint8Array;
   /** {@link NET_STATUS} bits. */
   status: number;
+  /** What the driver was told, 0 for nothing. */
+  mtu: number;
   filter: ReceiveFilterState;
   /** {@link NET_OFFLOAD} bits that the driver takes with received frames. */
   receiveOffloads: number;
@@ -86,6 +97,7 @@ const MIN_FRAME_BYTES = 14;
 const stateCodec: Codec<VirtioNetState> = struct<VirtioNetState>({
   mac: fixedBytes(MAC_BYTES),
   status: u8,
+  mtu: u16,
   filter: receiveFilterCodec,
   receiveOffloads: u32,
   pending: array(bytes(MAX_ENTRY_BYTES), BATCH_FRAMES),
@@ -108,7 +120,7 @@ const RECEIVE_FEATURES = [
 export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, ControlTarget {
   readonly id: string;
   readonly kind = 'virtio-net';
-  readonly version = 1;
+  readonly version = 2;
   readonly codec: Codec<VirtioNetState> = stateCodec;
   readonly type = VIRTIO_TYPE.net;
   readonly classCode = 0x020000;
@@ -119,6 +131,9 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
   readonly #memory: GuestMemory;
   readonly #backend: NetBackend;
   readonly #permanentMac: Uint8Array;
+  readonly #configView = new DataView(this.config.buffer);
+  /** The network's own, 0 where it is not known. */
+  readonly #mtu: number;
   readonly #chain = new Chain();
   readonly #sending = new FrameBatch(BATCH_FRAMES, undefined, BATCH_TAILS);
   /** For frames in guest memory that the backend no longer takes from there. */
@@ -169,9 +184,8 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
       ...SEND_FEATURES.filter(([bit]) => backend.info.sendOffloads & bit).map(([, f]) => f),
       ...RECEIVE_FEATURES.filter(([bit]) => backend.info.receiveOffloads & bit).map(([, f]) => f),
     );
-    const view = new DataView(this.config.buffer);
-    view.setUint16(NET_CONFIG.maxQueuePairs, 1, true);
-    view.setUint16(NET_CONFIG.mtu, mtu ?? 0, true);
+    this.#mtu = mtu ?? 0;
+    this.#configView.setUint16(NET_CONFIG.maxQueuePairs, 1, true);
     this.filter = new ReceiveFilter(this.config);
     this.#again = clock.timer(() => {
       this.#transmit();
@@ -256,6 +270,7 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
     return {
       mac: this.config.slice(0, MAC_BYTES),
       status: this.config[NET_CONFIG.status]!,
+      mtu: this.#configView.getUint16(NET_CONFIG.mtu, true),
       filter: this.filter.save(),
       receiveOffloads: this.#receiveOffloads,
       pending,
@@ -268,6 +283,10 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
       (state.receiveOffloads & ~this.#backend.info.receiveOffloads) === 0,
       `${this.id}: the backend cannot receive with the offloads in use`,
     );
+    requireState(
+      this.#mtu === 0 || state.mtu <= this.#mtu,
+      `${this.id}: the guest was told an MTU of ${state.mtu}, and the network here takes ${this.#mtu}`,
+    );
     const total = state.pending.reduce((sum, { length }) => sum + length, 0);
     requireState(total <= this.#received.bytes.length, 'pending frames fit');
     const whole = state.pending.every(({ length }) => length >= VNET_HEADER_BYTES);
@@ -279,6 +298,7 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
     this.#forgetFrames();
     this.config.set(state.mac, NET_CONFIG.mac);
     this.config[NET_CONFIG.status] = state.status;
+    this.#configView.setUint16(NET_CONFIG.mtu, state.mtu, true);
     this.filter.load(state.filter);
     for (const entry of state.pending) {
       this.#received.bytes.set(entry, this.#received.add(entry.length));
@@ -603,6 +623,7 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
   #powerOn(): void {
     this.#forgetFrames();
     this.config.set(this.#permanentMac, NET_CONFIG.mac);
+    this.#configView.setUint16(NET_CONFIG.mtu, this.#mtu, true);
     this.config[NET_CONFIG.status] = this.#backend.linkUp ? NET_STATUS.linkUp : 0;
     this.filter.reset();
     this.#mergeable = false;

@@ -19,6 +19,12 @@ export interface Device<S = unknown> {
   /** The state, a deep copy; only while paused. */
   save(): S;
   /**
+   * Throws unless {@link load} would take `state`, as far as that depends on the board or the backends; changes nothing. A peer
+   * asks before it promises to go on from a state.
+   * @throws VmmError `STATE_INVALID`
+   */
+  check?(state: S): void;
+  /**
    * Takes over a decoded state; only on a fresh or paused device.
    * @throws VmmError `STATE_INVALID` when a value is outside what the device can be in
    */

@@ -190,9 +190,12 @@ export class Board {
     return this.devices.map((device) => sectionOf(device.schema, device.id, device.save()));
   }
 
-  /** Decodes every device's section without loading it. @throws VmmError `STATE_CORRUPT` */
+  /** Decodes every device's section and looks whether it could be loaded. @throws VmmError `STATE_CORRUPT`, `STATE_INVALID` */
   check(sections: SectionSet): void {
-    for (const device of this.devices) sections.take(device.schema, device.id);
+    for (const device of this.devices) {
+      const state = sections.take(device.schema, device.id);
+      device.check?.(state);
+    }
   }
 
   /** Takes every device's section out of `sections`; the machine is paused or not yet started. */

@@ -287,7 +287,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
 
   load(state: VirtioPciState<S>): void {
     assert(this.#paused, 'state is loaded while paused');
-    this.#check(state);
+    this.check(state);
     const { transport } = state;
     this.#dropDoorbells();
     this.#status = transport.status;
@@ -314,7 +314,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     this.#placeDoorbells();
   }
 
-  #check({ pci, transport, queues, device }: VirtioPciState<S>): void {
+  check({ pci, transport, queues, device }: VirtioPciState<S>): void {
     this.pci.check(pci);
     requireState(queues.length === this.queues.length, 'number of queues');
     for (let i = 0; i < queues.length; i++) this.queues[i]!.check(queues[i]!);

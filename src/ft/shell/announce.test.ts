@@ -99,9 +99,28 @@ describe('what a guest answers for', () => {
         arp(2, '10.0.2.9', { mac: '010000000009' }),
         arp(2, '224.0.0.1'),
         arp(2, '10.0.2.15').slice(0, -3),
-        `ffffffffffff ${MAC} 0800 45${'00'.repeat(40)}`,
       ),
     ).toEqual([]);
+  });
+
+  it('is learnt from packets that it made, not from those that it forwards', () => {
+    const packet = (ttl: number, source: string, more = ''): string =>
+      `02000000000a ${MAC} ${more} 0800 45000014 00000000 ${ttl.toString(16).padStart(2, '0')}11 0000 ${hex(ip4(source))} 0a000201`;
+    expect(
+      learnt(
+        packet(64, '10.0.2.15'),
+        packet(64, '10.0.2.15'),
+        packet(63, '10.0.7.1'),
+        packet(128, '10.0.2.17'),
+        packet(127, '10.0.7.2'),
+        packet(64, '0.0.0.0'),
+        packet(64, '127.0.0.1'),
+        packet(255, '224.0.0.251'),
+        packet(64, '10.0.3.15', '8100 0005'),
+        packet(64, '10.0.2.18').slice(0, -4),
+      ),
+    ).toEqual([`${MAC}  0a00020f false`, `${MAC}  0a000211 false`, `${MAC} 5 0a00030f false`]);
+    expect(learnt(packet(255, '224.0.0.251'))).toEqual([]);
   });
 
   it('is learnt from its neighbour and router advertisements, with the flag that it set', () => {

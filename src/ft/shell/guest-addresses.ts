@@ -1,11 +1,14 @@
 /**
- * Which IP addresses a guest's network cards answer for, learnt from what the guest itself says about them: ARP (RFC 826), neighbour
- * and router advertisements (RFC 4861). After a takeover they are announced (announce.ts).
+ * Which IP addresses a guest's network cards answer for, learnt from what the guest sends: ARP (RFC 826), neighbour and router
+ * advertisements (RFC 4861), and the source of IPv4 packets that it made itself. After a takeover they are announced (announce.ts).
  *
  * Learnt at the standby, from the frames in the logs of the tap, and not in the device: the primary's data path and the devices' state
- * know nothing of it. The price: what the guest said before it was protected is known only when it says it again, as it
- * does whenever a neighbour asks; until then a RARP is all that announces it. Only these protocols are looked at, because the
- * source of an ordinary packet may be somebody for whom the guest only forwards.
+ * know nothing of it. The price: of a card that has been silent since it was protected nothing is known, and a RARP is all
+ * that announces it.
+ *
+ * The source of a packet may be somebody for whom the guest only forwards, whom nobody must look for here. Forwarding counts the time to
+ * live down, so only packets with one that systems begin with are the guest's own. For IPv6 the guest's word is needed in any
+ * case: an advertisement that does not say "router" as the guest's own do would take a router away from its neighbours.
  */
 import { VNET_HEADER_BYTES } from '../../net/backend.ts';
 import { LOGGED, TapLogReader } from '../wire/tap-log.ts';
@@ -16,9 +19,12 @@ export const ADDRESSES_MAX = 16;
 const ETHERNET_BYTES = 14;
 const VLAN_BYTES = 4;
 const ARP_BYTES = 28;
+const IP4_BYTES = 20;
 const IP6_BYTES = 40;
 const ETHERTYPE = { ip4: 0x0800, arp: 0x0806, vlan: 0x8100, ip6: 0x86dd } as const;
 const ICMP6 = 58;
+/** What systems send packets with (RFC 1700 and common practice). */
+const FIRST_TTL = [64, 128, 255];
 const ROUTER_ADVERTISEMENT = 134;
 const NEIGHBOUR_ADVERTISEMENT = 136;
 
@@ -39,6 +45,9 @@ export class GuestAddresses {
   readonly #reader = new TapLogReader();
   /** By device number of the tap; the latest heard last. */
   readonly #cards = new Map<number, Map<string, GuestAddress>>();
+  /** The last packet's card, sender and source: most packets are like the one before. */
+  readonly #last = new Uint8Array(10);
+  #lastDevice = -1;
 
   /** Takes in a log that has been checked. */
   learnLog(log: Uint8Array): void {
@@ -52,22 +61,49 @@ export class GuestAddresses {
 
   /** Looks at one frame that the card with number `device` has sent. */
   learn(device: number, bytes: Uint8Array, start: number, end: number): void {
-    if (end - start < ETHERNET_BYTES + ARP_BYTES) return;
+    if (end - start < ETHERNET_BYTES + IP4_BYTES) return;
     let at = start + ETHERNET_BYTES;
     let type = word(bytes, at - 2);
     let vlan: number | undefined;
-    if (type === ETHERTYPE.vlan) {
+    if (type === ETHERTYPE.vlan && end - at > VLAN_BYTES) {
       vlan = word(bytes, at);
       type = word(bytes, at + 2);
       at += VLAN_BYTES;
     }
-    if (type === ETHERTYPE.arp) this.#arp(device, bytes, start, at, end, vlan);
+    if (type === ETHERTYPE.ip4) this.#ip4(device, bytes, start, at, end, vlan);
+    else if (type === ETHERTYPE.arp) this.#arp(device, bytes, start, at, end, vlan);
     else if (type === ETHERTYPE.ip6) this.#ip6(device, bytes, start, at, end, vlan);
   }
 
   /** What is known of a card. */
   of(device: number): GuestAddress[] {
     return [...(this.#cards.get(device)?.values() ?? [])];
+  }
+
+  #ip4(
+    device: number,
+    b: Uint8Array,
+    start: number,
+    at: number,
+    end: number,
+    vlan: number | undefined,
+  ): void {
+    const source = at + 12;
+    if (end - at < IP4_BYTES || b[at]! >>> 4 !== 4 || !FIRST_TTL.includes(b[at + 8]!)) return;
+    if (vlan === undefined && device === this.#lastDevice && this.#isLast(b, start, source)) return;
+    if (b[source] === 0 || b[source] === 127 || b[source]! >= 224) return;
+    this.#add(device, b, start, vlan, source, 4, false);
+    if (vlan !== undefined) return;
+    this.#lastDevice = device;
+    this.#last.set(b.subarray(start + 6, start + 12), 0);
+    this.#last.set(b.subarray(source, source + 4), 6);
+  }
+
+  #isLast(b: Uint8Array, start: number, source: number): boolean {
+    const last = this.#last;
+    for (let i = 0; i < 6; i++) if (b[start + 6 + i] !== last[i]) return false;
+    for (let i = 0; i < 4; i++) if (b[source + i] !== last[6 + i]) return false;
+    return true;
   }
 
   #arp(
@@ -121,6 +157,7 @@ export class GuestAddresses {
     router: boolean,
   ): void {
     if ((b[start + 6]! & 1) !== 0) return;
+    this.#lastDevice = -1;
     let card = this.#cards.get(device);
     if (card === undefined) {
       card = new Map();

@@ -7,8 +7,10 @@ import { MemoryMapHandle } from '../../kvm/memory-map.ts';
 import type { NativeKvm } from '../../kvm/native.ts';
 import { loadNativeIo } from '../../kvm/native-io.ts';
 import { GuestMemory } from '../../memory/guest-memory.ts';
+import { requireState } from '../../snapshot/schema.ts';
 import type { EventTap } from '../core/event-tap.ts';
 import { EventTap as Tap } from '../core/event-tap.ts';
+import { FAULT } from '../wire/fault.ts';
 import type { Manifest } from '../wire/message.ts';
 import { Ahead, type AheadTotals, harvestAhead, markDirty, Repeats } from './ahead.ts';
 import { Epoch } from './epoch.ts';
@@ -40,12 +42,15 @@ function side(check: (container: Uint8Array) => void = () => {}): Side {
   return { bytes: new Uint8Array(buffer), guest };
 }
 
-function emptyLog(): Uint8Array {
+/** A log with one frame in it, or none. */
+function logOf(entry?: Uint8Array): Uint8Array {
   const tap: EventTap = new Tap(
     { bytesMax: 1024, entriesMax: 8, blockMax: 1, triggersMax: 1 },
     { frame: () => {}, console: () => {}, block: () => {}, released: () => {} },
     () => {},
   );
+  if (entry !== undefined) tap.holdFrame(0, entry, 0, entry.length);
+  tap.seal(1);
   const log = new Uint8Array(tap.logBytes);
   tap.writeLog(log, 0);
   return log;
@@ -87,7 +92,7 @@ class Stream {
     this.#ahead.run();
   }
 
-  capture(container: Uint8Array): Epoch {
+  capture(container: Uint8Array, log = logOf()): Epoch {
     const { staging, primary, sender } = this;
     const ahead: AheadTotals | undefined = this.#ahead?.stop();
     this.#ahead = undefined;
@@ -98,7 +103,6 @@ class Stream {
       const again = this.#repeats.of(ahead.pages, pages);
       sender.forget(again, again.length);
     }
-    const log = emptyLog();
     const epoch = new Epoch(++this.#epoch, pages, container, log, staging, primary.guest, ahead);
     expect(epoch.copyPages()).toBe(true);
     return epoch;
@@ -227,5 +231,32 @@ describe('the stream of pages', () => {
     );
     for (const frame of frames) strict.stage(1, frame);
     expect(strict.validate(1, manifest)?.sentence).toMatch(/no such device/);
+    // What this host's machine lacks, no retry mends.
+    const poor = new StandbyStore(
+      side(() => requireState(false, 'net0: no such offload')).guest,
+      io,
+      4096,
+    );
+    for (const frame of frames) poor.stage(1, frame);
+    const wrong = poor.validate(1, manifest)!;
+    expect(wrong.code).toBe(FAULT.RESOURCE_MISSING);
+    expect(wrong.sentence).toMatch(/net0: no such offload/);
+  });
+
+  it('learns where the guest is from what it commits', async () => {
+    const stream = new Stream();
+    const entry = new Uint8Array(12 + 42);
+    const from = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+    const arp = [0, 1, 8, 0, 6, 4, 0, 2, ...from, 10, 0, 2, 15];
+    entry.set([255, 255, 255, 255, 255, 255, ...from, 8, 6, ...arp], 12);
+    const { store } = stream;
+    const epoch = stream.capture(new Uint8Array(10), logOf(entry));
+    const { frames, manifest } = await stream.encode(epoch);
+    for (const frame of frames) store.stage(1, frame);
+    expect(store.validate(1, manifest)).toBeUndefined();
+    expect(store.addresses.of(0)).toEqual([]);
+    store.committed(1, 0);
+    expect(store.addresses.of(0).map(({ ip }) => [...ip])).toEqual([[10, 0, 2, 15]]);
+    epoch.dispose();
   });
 });

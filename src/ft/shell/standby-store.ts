@@ -4,7 +4,7 @@
  * cannot (R4): pages are decoded into a side buffer, states are decoded, the log is checked.
  */
 import { assert } from '../../base/assert.ts';
-import { messageOf } from '../../base/error.ts';
+import { messageOf, VmmError } from '../../base/error.ts';
 import { DECODE_ERROR, type NativeIo } from '../../kvm/native-io.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { TapReplay } from '../core/tap-replay.ts';
@@ -193,7 +193,10 @@ export class StandbyStore {
     try {
       this.#guest.checkContainer(staged.container);
     } catch (error) {
-      return fault(FAULT.SECTION_MALFORMED, messageOf(error));
+      // A state that is whole and not possible here: this host's machine lacks something, and no retry mends that.
+      const lacking = error instanceof VmmError && error.code === 'STATE_INVALID';
+      const code = lacking ? FAULT.RESOURCE_MISSING : FAULT.SECTION_MALFORMED;
+      return fault(code, messageOf(error));
     }
     const verdict = this.replay.check(log, 0, log.length);
     if (verdict !== undefined) return fault(FAULT.SECTION_MALFORMED, `tap log: ${verdict}`);
@@ -210,6 +213,7 @@ export class StandbyStore {
     this.#guest.map.scatter(pages, pages.length, content);
     this.#container = container;
     this.replay.apply(log, 0, log.length);
+    this.addresses.learnLog(log);
     this.appliedAtNs = nowNs;
   }
 
