@@ -5,7 +5,7 @@
  */
 import { VmmError } from '../base/error.ts';
 import { POLICY_DEFAULTS } from '../ft/core/epoch-policy.ts';
-import type { PrimaryConfig } from '../ft/core/primary.ts';
+import type { PrimaryConfig } from '../ft/core/primary-types.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { introduce } from '../ft/shell/introduction.ts';

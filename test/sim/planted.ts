@@ -6,7 +6,8 @@
 import type { EffectQueue } from '../../src/ft/core/effects.ts';
 import type { EventTap } from '../../src/ft/core/event-tap.ts';
 import { PrimaryAuthority, StandbyAuthority } from '../../src/ft/core/failover.ts';
-import { Primary, type PrimaryConfig, type PrimaryParts } from '../../src/ft/core/primary.ts';
+import { Primary } from '../../src/ft/core/primary.ts';
+import type { PrimaryConfig, PrimaryParts } from '../../src/ft/core/primary-types.ts';
 import { Receiver, type ReceiverEffect } from '../../src/ft/core/receiver.ts';
 import { Sender, type SenderEffect } from '../../src/ft/core/sender.ts';
 import { Standby, type StandbyConfig, type StandbyParts } from '../../src/ft/core/standby.ts';

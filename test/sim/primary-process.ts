@@ -6,7 +6,8 @@
 import { crc32c } from '../../src/base/crc32c.ts';
 import { EventTap, HELD_BLOCK, type TapSink } from '../../src/ft/core/event-tap.ts';
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
-import type { Primary, PrimaryEffect } from '../../src/ft/core/primary.ts';
+import type { Primary } from '../../src/ft/core/primary.ts';
+import type { PrimaryEffect } from '../../src/ft/core/primary-types.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
 import { PAGE_RECORD_BYTES, PAGES_VERSION, PageEncoder } from '../../src/ft/wire/page-stream.ts';

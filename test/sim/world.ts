@@ -8,7 +8,7 @@
  */
 import { Prng } from '../../src/base/prng.ts';
 import type { AuthorityConfig } from '../../src/ft/core/failover.ts';
-import type { PrimaryConfig, PrimaryPhase } from '../../src/ft/core/primary.ts';
+import type { PrimaryConfig, PrimaryPhase } from '../../src/ft/core/primary-types.ts';
 import type { StandbyConfig } from '../../src/ft/core/standby.ts';
 import type { Hello } from '../../src/ft/wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';

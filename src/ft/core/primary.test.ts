@@ -4,7 +4,8 @@ import type { Hello, Manifest, Message } from '../wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../wire/spec.ts';
 import { POLICY_DEFAULTS } from './epoch-policy.ts';
 import { EventTap, HELD_BLOCK } from './event-tap.ts';
-import { Primary, type PrimaryConfig } from './primary.ts';
+import { Primary } from './primary.ts';
+import type { PrimaryConfig } from './primary-types.ts';
 
 const MANIFEST: Manifest = { frames: 0, sections: 0, bytes: 0, pages: 0, crc: 0 };
 

@@ -12,98 +12,12 @@ import { FAULT, type FaultCode, fault } from '../wire/fault.ts';
 import type { Hello, Manifest, Message, NackMessage } from '../wire/message.ts';
 import { type END_REASON, ON_PEER_LOSS } from '../wire/spec.ts';
 import { EffectQueue } from './effects.ts';
-import {
-  type CommitReason,
-  EpochPolicy,
-  NOTHING_AHEAD,
-  type PolicyConfig,
-  type SentAhead,
-} from './epoch-policy.ts';
+import { EpochPolicy, NOTHING_AHEAD, type SentAhead } from './epoch-policy.ts';
 import type { EventTap } from './event-tap.ts';
-import {
-  type ArbiterAnswer,
-  type ArbiterEffect,
-  type AuthorityConfig,
-  PrimaryAuthority,
-} from './failover.ts';
-import { Liveness, type LivenessConfig } from './liveness.ts';
+import { type ArbiterAnswer, type ArbiterEffect, PrimaryAuthority } from './failover.ts';
+import { PeerWatch } from './peer-watch.ts';
+import type { PrimaryConfig, PrimaryEffect, PrimaryParts, PrimaryPhase } from './primary-types.ts';
 import { Sender, type SenderEffect } from './sender.ts';
-
-/** How a primary is set up. */
-export interface PrimaryConfig {
-  /** What this end announces; its generation is the guest's. */
-  readonly hello: Hello;
-  readonly authority: AuthorityConfig;
-  readonly policy: PolicyConfig;
-  readonly liveness: LivenessConfig;
-  /** Whether a peer is wanted at all from the start. */
-  readonly protect: boolean;
-  /** From one connection attempt to the next. */
-  readonly reconnectNs: number;
-  /** How long a lost peer may stay lost, with outputs held, before authority to go on alone is sought. */
-  readonly graceNs: number;
-  /** An epoch (or HELLO, INIT, END ...) unanswered for this long means that the peer is lost, although it may still speak. */
-  readonly ackDeadlineNs: number;
-}
-
-/** What the shell does for the primary. Sender effects keep their duties (sender.ts). */
-export type PrimaryEffect =
-  | SenderEffect
-  | ArbiterEffect
-  /** Try to connect to the standby; report `connected`, or nothing. */
-  | { readonly type: 'connect' }
-  /**
-   * Take a checkpoint. Duty, in order: stop the vCPUs at a completed boundary, drain I/O completions, call
-   * {@link Primary.paused}, harvest and gather into staging, capture states and {@link EventTap.writeLog},
-   * run on unless `atomic`, call {@link Primary.captured} (or {@link Primary.captureFailed}).
-   */
-  | {
-      readonly type: 'capture';
-      readonly epoch: number;
-      readonly atomic: boolean;
-      readonly reason: CommitReason;
-    }
-  /**
-   * Send dirty pages ahead of the capture that will have this epoch, while the guest runs: harvest, *then* copy, and give the
-   * chunks to {@link Primary.chunk}. Duty at that capture: what has not been sent is dirty again before the harvest, and what
-   * is harvested goes behind what was sent, also pages that were sent already. `returned` may come instead.
-   */
-  | { readonly type: 'pre-copy'; readonly epoch: number }
-  /** The guest, stopped by an atomic capture, runs on. */
-  | { readonly type: 'run' }
-  /** Stop the guest for good, let no output out: another generation runs it, or has been given it. */
-  | { readonly type: 'fence'; readonly generation: number }
-  /** The guest is over here: everything is out and the peer or the arbiter knows. The process may go. */
-  | { readonly type: 'over'; readonly why: 'ended' | 'handed-over' }
-  /** For status lines and logs; no duty. */
-  | { readonly type: 'phase'; readonly phase: PrimaryPhase; readonly sentence: string };
-
-/** Where a primary is. */
-export type PrimaryPhase =
-  /** No protection; outputs pass. */
-  | 'alone'
-  /** A standby is being synchronised. */
-  | 'joining'
-  /** The standby may take over. */
-  | 'protected'
-  /** The standby is lost; outputs wait for it, the arbiter or the operator. */
-  | 'lost'
-  /** The guest stands still while it is handed over, or after its end. */
-  | 'handing'
-  | 'ending'
-  /** Another generation runs the guest. */
-  | 'fenced'
-  | 'over';
-
-/** The parts that a test may replace. */
-export interface PrimaryParts {
-  sender(hello: Hello, out: EffectQueue<SenderEffect>): Sender;
-  authority(
-    generation: number,
-    config: AuthorityConfig,
-    out: EffectQueue<ArbiterEffect>,
-  ): PrimaryAuthority;
-}
 
 const PARTS: PrimaryParts = {
   sender: (hello, out) => new Sender(hello, out),
@@ -120,30 +34,21 @@ export class Primary {
   readonly authority: PrimaryAuthority;
   readonly tap: EventTap;
   readonly #config: PrimaryConfig;
-  readonly #liveness: Liveness;
+  readonly #peer: PeerWatch;
   readonly #senderOut = new EffectQueue<SenderEffect>();
   readonly #arbiterOut = new EffectQueue<ArbiterEffect>();
   #phase: PrimaryPhase = 'alone';
   #protect: boolean;
   #refused = false;
-  #connected = false;
-  #connectAtNs = Number.NEGATIVE_INFINITY;
-  #streamOpen = false;
   /** The first copy is done (or not needed): captures may start. */
   #ready = false;
   #ackedSinceOpen = false;
-  #lostSinceNs = Number.POSITIVE_INFINITY;
   /** Whether outputs pass because the arbiter or the operator said so, and not by an ACK. */
   #passing = true;
   #capturing: { readonly epoch: number; readonly atomic: boolean } | undefined;
   #captureAtNs = Number.NEGATIVE_INFINITY;
-  /** When time was last looked at: a long gap means that this side was stopped. */
-  #lookedNs = Number.POSITIVE_INFINITY;
   #stopped = false;
   #ackedEpoch = 0;
-  #oldestSinceNs = Number.POSITIVE_INFINITY;
-  /** Since when an answer other than the ACK of an epoch is due: to HELLO and INIT, HANDOVER, END. */
-  #answerDueSinceNs = Number.POSITIVE_INFINITY;
   #intent:
     | { readonly kind: 'hand' }
     | { readonly kind: 'end'; readonly reason: EndReason }
@@ -160,7 +65,7 @@ export class Primary {
     this.sender = parts.sender(config.hello, this.#senderOut);
     this.authority = parts.authority(config.hello.generation, config.authority, this.#arbiterOut);
     this.policy = new EpochPolicy(config.policy);
-    this.#liveness = new Liveness(config.liveness);
+    this.#peer = new PeerWatch(config);
   }
 
   get phase(): PrimaryPhase {
@@ -176,9 +81,7 @@ export class Primary {
 
   /** A connection to the standby is up. */
   connected(nowNs: number): void {
-    this.#connected = true;
-    this.#answerDueSinceNs = nowNs;
-    this.#liveness.start(nowNs);
+    this.#peer.connect(nowNs);
     this.sender.connected();
     this.#settle(nowNs);
   }
@@ -193,7 +96,7 @@ export class Primary {
   /** A message from the standby. */
   message(message: Message, nowNs: number): void {
     if (!this.overslept(nowNs)) {
-      this.#liveness.heard(nowNs);
+      this.#peer.heard(nowNs);
       this.sender.receive(message);
     }
     this.#settle(nowNs);
@@ -257,7 +160,7 @@ export class Primary {
       if (!this.#config.authority.arbiter) this.#inSync(nowNs);
       const epoch = this.sender.open(bytes, atomic);
       assert(epoch === capturing.epoch, 'epochs are opened in the order of their captures');
-      if (this.#oldestSinceNs === Number.POSITIVE_INFINITY) this.#oldestSinceNs = nowNs;
+      this.#peer.epochSent(nowNs);
     } else {
       this.#giveBack(capturing.epoch, FAULT.CANCELLED);
     }
@@ -403,11 +306,9 @@ export class Primary {
   /** Time passes; called at least every liveness interval and at {@link EpochPolicy.nextNs}. */
   tick(nowNs: number): void {
     if (this.#phase === 'fenced' || this.#phase === 'over') return;
-    if (!this.overslept(nowNs) && this.#connected) {
-      if (this.#liveness.sendDue(nowNs)) this.sender.heartbeat();
-      const since = Math.min(this.#oldestSinceNs, this.#answerDueSinceNs);
-      const overdue = nowNs - since >= this.#config.ackDeadlineNs;
-      if (this.#liveness.silent(nowNs) || overdue) this.#hangUp('The standby is silent.', nowNs);
+    if (!this.overslept(nowNs)) {
+      if (this.#peer.sendDue(nowNs)) this.sender.heartbeat();
+      if (this.#peer.dead(nowNs)) this.#hangUp('The standby is silent.', nowNs);
     }
     this.authority.tick(nowNs);
     this.#settle(nowNs);
@@ -421,9 +322,8 @@ export class Primary {
    * things stand.
    */
   protected overslept(nowNs: number): boolean {
-    const slept = nowNs - this.#lookedNs >= this.#config.liveness.deadlineNs;
-    this.#lookedNs = nowNs;
-    if (slept && this.#connected) this.#hangUp('This side was stopped for too long.', nowNs);
+    const slept = this.#peer.overslept(nowNs);
+    if (slept && this.#peer.connected) this.#hangUp('This side was stopped for too long.', nowNs);
     return slept;
   }
 
@@ -462,11 +362,9 @@ export class Primary {
     for (let e = this.#senderOut.shift(); e !== undefined; e = this.#senderOut.shift()) {
       switch (e.type) {
         case 'opened':
-          this.#streamOpen = true;
-          this.#answerDueSinceNs = Number.POSITIVE_INFINITY;
+          this.#peer.opened();
           this.#ready = e.mode === 'resume';
           this.#ackedSinceOpen = false;
-          this.#lostSinceNs = Number.POSITIVE_INFINITY;
           this.authority.peerBack();
           if (this.#ready) this.policy.force();
           else if (this.#intent !== undefined) {
@@ -476,9 +374,9 @@ export class Primary {
           break;
         case 'acked':
           this.#ackedEpoch = e.epoch;
-          this.#ackedSinceOpen = this.#streamOpen;
-          this.#oldestSinceNs = this.sender.inFlight > 0 ? nowNs : Number.POSITIVE_INFINITY;
-          if (this.#streamOpen) this.#inSync(nowNs);
+          this.#ackedSinceOpen = this.#peer.streamOpen;
+          this.#peer.epochsSettled(this.sender.inFlight > 0, nowNs);
+          if (this.#peer.streamOpen) this.#inSync(nowNs);
           if (e.atomic) this.#atomicAcked();
           break;
         case 'returned':
@@ -534,7 +432,7 @@ export class Primary {
   #returned(fromEpoch: number, nowNs: number): void {
     this.tap.returnFrom(fromEpoch);
     if (this.tap.uncovered) this.policy.returned(nowNs);
-    if (this.sender.inFlight === 0) this.#oldestSinceNs = Number.POSITIVE_INFINITY;
+    if (this.sender.inFlight === 0) this.#peer.epochsSettled(false, nowNs);
     if (this.#intent !== undefined) this.policy.force();
     else if (this.#stopped && this.#capturing === undefined) {
       this.#stopped = false;
@@ -553,14 +451,8 @@ export class Primary {
   }
 
   #connectionLost(nowNs: number): void {
-    // A stream that was open is dialled again at once: a standby that has taken over says so before this side goes on alone.
-    if (this.#connected && !this.#streamOpen) this.#connectAtNs = nowNs + this.#config.reconnectNs;
-    this.#connected = false;
-    this.#streamOpen = false;
+    this.#peer.lost(nowNs);
     this.#ready = false;
-    this.#oldestSinceNs = Number.POSITIVE_INFINITY;
-    this.#answerDueSinceNs = Number.POSITIVE_INFINITY;
-    if (this.#lostSinceNs === Number.POSITIVE_INFINITY) this.#lostSinceNs = nowNs;
   }
 
   /** A lost peer, for longer than the grace: may the guest go on alone? */
@@ -569,10 +461,10 @@ export class Primary {
       if (this.authority.recorded === '') this.#abandonHandover();
       return;
     }
-    if (this.#passing || this.#streamOpen) return;
-    if (nowNs - this.#lostSinceNs < this.#config.graceNs) return;
+    if (this.#passing || this.#peer.streamOpen) return;
+    if (this.#peer.lostForNs(nowNs) < this.#config.graceNs) return;
     // A connection is up again: what its HELLO says comes first. If it says nothing, it is silent soon.
-    if (this.#connected && !this.#config.authority.arbiter) return;
+    if (this.#peer.connected && !this.#config.authority.arbiter) return;
     if (this.#intent?.kind === 'hand' && this.#config.authority.arbiter) {
       if (this.authority.handing) {
         this.#takingBack = true;
@@ -588,7 +480,7 @@ export class Primary {
     if (!this.mayPass()) return;
     this.#passing = true;
     this.sender.expectedInstance = '';
-    this.#lostSinceNs = Number.POSITIVE_INFINITY;
+    this.#peer.letGo();
     if (this.#intent?.kind === 'hand') this.#intent = undefined;
     this.sender.abandonPeer();
   }
@@ -653,11 +545,11 @@ export class Primary {
       // From here on the guest never runs here again, whatever becomes of the message.
       if (this.sender.state === 'stream') {
         this.sender.handOver(this.sender.generation + 1);
-        this.#answerDueSinceNs = nowNs;
+        this.#peer.answerDue(nowNs);
       }
     } else if (this.sender.state === 'stream') {
       this.sender.end(intent.reason);
-      this.#answerDueSinceNs = nowNs;
+      this.#peer.answerDue(nowNs);
     }
   }
 
@@ -666,13 +558,11 @@ export class Primary {
   }
 
   #connect(nowNs: number): void {
-    if (this.#connected || !this.#protect || this.#refused) return;
+    if (this.#peer.connected || !this.#protect || this.#refused) return;
     // Whoever has the guest now is for the arbiter to say, before anybody is synchronised.
     if (this.#intent !== undefined && this.#endAlone) return;
     if (this.#config.authority.arbiter && (this.authority.handing || this.#takingBack)) return;
-    if (nowNs < this.#connectAtNs) return;
-    this.#connectAtNs = nowNs + this.#config.reconnectNs;
-    this.out.push({ type: 'connect' });
+    if (this.#peer.dialDue(nowNs)) this.out.push({ type: 'connect' });
   }
 
   #capture(nowNs: number): void {
@@ -699,7 +589,7 @@ export class Primary {
     if (this.#isOver()) return this.#phase;
     if (this.#intent?.kind === 'hand') return 'handing';
     if (this.#intent?.kind === 'end') return 'ending';
-    if (this.#streamOpen) {
+    if (this.#peer.streamOpen) {
       const peer = this.sender.peer;
       const onRecord = peer !== undefined && this.authority.recorded === peer.instance;
       return !this.#passing && onRecord && this.#ackedSinceOpen ? 'protected' : 'joining';

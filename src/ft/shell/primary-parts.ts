@@ -2,7 +2,7 @@
 import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
 import type { PolicyConfig } from '../core/epoch-policy.ts';
-import type { PrimaryConfig, PrimaryPhase } from '../core/primary.ts';
+import type { PrimaryConfig, PrimaryPhase } from '../core/primary-types.ts';
 import type { DiskCopyProgress } from '../disk/disk-copy.ts';
 import type { DiskFigures, ReplicatedDisks } from '../disk/replicated-disks.ts';
 import type { Arbiter } from './arbiter.ts';

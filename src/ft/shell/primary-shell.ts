@@ -8,7 +8,8 @@
 import { assert } from '../../base/assert.ts';
 import { messageOf } from '../../base/error.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
-import { Primary, type PrimaryEffect, type PrimaryPhase } from '../core/primary.ts';
+import { Primary } from '../core/primary.ts';
+import type { PrimaryEffect, PrimaryPhase } from '../core/primary-types.ts';
 import { isReplicated } from '../disk/storage.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
