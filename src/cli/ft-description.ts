@@ -3,7 +3,8 @@
  * that they are sure to mean the same machine.
  */
 import { createHash } from 'node:crypto';
-import * as v from 'valibot';
+import { createRequire } from 'node:module';
+import type { InferOutput } from 'valibot';
 import { crc32c } from '../base/crc32c.ts';
 import { VmmError } from '../base/error.ts';
 import type { BaseIdentity } from '../ft/disk/base-image.ts';
@@ -13,80 +14,89 @@ import { type BootSource, CPUS_MAX, type Image, type MachineConfig } from '../ma
 import { MEMORY_MAX_BYTES, MEMORY_MIN_BYTES } from '../machine/layout.ts';
 import type { DiskPart, NetPart } from '../machine/pci-devices.ts';
 
-const short = v.pipe(v.string(), v.maxLength(256));
-const count = v.pipe(v.number(), v.integer(), v.minValue(0));
-const id = v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$/));
+type Valibot = typeof import('valibot');
 
-const descriptionSchema = v.strictObject({
-  /** As which generation the guest runs there. */
-  generation: v.pipe(count, v.minValue(1)),
-  vm: v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/)),
-  name: v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/)),
-  memoryBytes: v.pipe(
-    count,
-    v.minValue(MEMORY_MIN_BYTES),
-    v.maxValue(MEMORY_MAX_BYTES),
-    v.multipleOf(2 ** 20),
-  ),
-  cpus: v.pipe(count, v.minValue(1), v.maxValue(CPUS_MAX)),
-  cpu: short,
-  boot: v.variant('kind', [
-    v.strictObject({
-      kind: v.literal('kernel'),
-      commandLine: v.pipe(v.string(), v.maxLength(32768)),
-      hasInitrd: v.boolean(),
-    }),
-    v.strictObject({
-      kind: v.literal('firmware'),
-      order: v.pipe(v.array(v.picklist(['disk', 'net'])), v.maxLength(2)),
-    }),
-  ]),
-  images: v.pipe(
-    v.array(v.strictObject({ role: short, name: short, bytes: count, crc: count })),
-    v.minLength(1),
-    v.maxLength(2),
-  ),
-  serial: v.pipe(count, v.maxValue(4)),
-  disks: v.pipe(
-    v.array(
+// The validator is loaded when a description is checked: a run without a standby needs neither.
+const load = createRequire(import.meta.url);
+
+function schemaOf(v: Valibot) {
+  const short = v.pipe(v.string(), v.maxLength(256));
+  const count = v.pipe(v.number(), v.integer(), v.minValue(0));
+  const id = v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$/));
+
+  return v.strictObject({
+    /** As which generation the guest runs there. */
+    generation: v.pipe(count, v.minValue(1)),
+    vm: v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/)),
+    name: v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/)),
+    memoryBytes: v.pipe(
+      count,
+      v.minValue(MEMORY_MIN_BYTES),
+      v.maxValue(MEMORY_MAX_BYTES),
+      v.multipleOf(2 ** 20),
+    ),
+    cpus: v.pipe(count, v.minValue(1), v.maxValue(CPUS_MAX)),
+    cpu: short,
+    boot: v.variant('kind', [
       v.strictObject({
-        id,
-        serial: v.optional(v.pipe(v.string(), v.maxLength(20))),
-        readonly: v.boolean(),
-        ft: v.picklist(STORAGE_CHOICES),
-        storage: v.strictObject({
-          kind: v.picklist(['file', 'device', 'network']),
-          host: short,
-          where: v.pipe(v.string(), v.maxLength(1024)),
-          local: v.boolean(),
-        }),
-        base: v.optional(
-          v.strictObject({
-            digest: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
-            bytes: count,
+        kind: v.literal('kernel'),
+        commandLine: v.pipe(v.string(), v.maxLength(32768)),
+        hasInitrd: v.boolean(),
+      }),
+      v.strictObject({
+        kind: v.literal('firmware'),
+        order: v.pipe(v.array(v.picklist(['disk', 'net'])), v.maxLength(2)),
+      }),
+    ]),
+    images: v.pipe(
+      v.array(v.strictObject({ role: short, name: short, bytes: count, crc: count })),
+      v.minLength(1),
+      v.maxLength(2),
+    ),
+    serial: v.pipe(count, v.maxValue(4)),
+    disks: v.pipe(
+      v.array(
+        v.strictObject({
+          id,
+          serial: v.optional(v.pipe(v.string(), v.maxLength(20))),
+          readonly: v.boolean(),
+          ft: v.picklist(STORAGE_CHOICES),
+          storage: v.strictObject({
+            kind: v.picklist(['file', 'device', 'network']),
+            host: short,
+            where: v.pipe(v.string(), v.maxLength(1024)),
+            local: v.boolean(),
           }),
-        ),
-        sizeBytes: count,
-        blockSizeBytes: count,
-      }),
+          base: v.optional(
+            v.strictObject({
+              digest: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
+              bytes: count,
+            }),
+          ),
+          sizeBytes: count,
+          blockSizeBytes: count,
+        }),
+      ),
+      v.maxLength(30),
     ),
-    v.maxLength(30),
-  ),
-  nets: v.pipe(
-    v.array(
-      v.strictObject({
-        id,
-        model: v.picklist(['virtio', 'e1000']),
-        mac: v.pipe(v.string(), v.regex(/^[0-9a-f]{12}$/)),
-        hasRom: v.boolean(),
-      }),
+    nets: v.pipe(
+      v.array(
+        v.strictObject({
+          id,
+          model: v.picklist(['virtio', 'e1000']),
+          mac: v.pipe(v.string(), v.regex(/^[0-9a-f]{12}$/)),
+          hasRom: v.boolean(),
+        }),
+      ),
+      v.maxLength(30),
     ),
-    v.maxLength(30),
-  ),
-});
+  });
+}
+
+let descriptionSchema: ReturnType<typeof schemaOf> | undefined;
 
 /** A machine as its primary describes it. */
-export type Description = v.InferOutput<typeof descriptionSchema>;
+export type Description = InferOutput<ReturnType<typeof schemaOf>>;
 /** What of it does not change with the host that runs the guest's next generation. */
 export type MachineDescription = Omit<Description, 'generation'>;
 
@@ -150,6 +160,8 @@ export function describeMachine(
 
 /** Checks what a primary sent. @throws VmmError `FT_DESCRIPTION` */
 export function parseDescription(received: unknown): Description {
+  const v = load('valibot') as Valibot;
+  descriptionSchema ??= schemaOf(v);
   const parsed = v.safeParse(descriptionSchema, received);
   if (!parsed.success) {
     const issue = parsed.issues[0];

@@ -5,8 +5,9 @@
  * What a server answers is checked field by field; anything unexpected is an error, never an answer. A transaction may be tried at
  * the next member when one did not answer: it names the revisions it expects, so it can happen only once.
  */
-import { Agent as HttpAgent, request as httpRequest } from 'node:http';
-import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import type { Agent as HttpAgent } from 'node:http';
+import type { Agent as HttpsAgent } from 'node:https';
+import { createRequire } from 'node:module';
 import { messageOf } from '../../base/error.ts';
 
 /** Where the cluster is and how to talk to it. */
@@ -43,6 +44,11 @@ export type EtcdOutcome =
   | { readonly done: true; readonly revision: number }
   /** What is there, in the order of the keys; undefined for no such key. */
   | { readonly done: false; readonly found: readonly (EtcdValue | undefined)[] };
+
+// Loaded with the first client: few guests have one.
+const load = createRequire(import.meta.url);
+const http = (): typeof import('node:http') => load('node:http');
+const https = (): typeof import('node:https') => load('node:https');
 
 /** Longest answer that is read. */
 const ANSWER_BYTES_MAX = 64 * 1024;
@@ -92,8 +98,8 @@ export class EtcdClient {
     this.#access = access;
     const { ca, cert, key } = access;
     this.#agents = {
-      http: new HttpAgent({ keepAlive: true, maxSockets: 2 }),
-      https: new HttpsAgent({
+      http: new (http().Agent)({ keepAlive: true, maxSockets: 2 }),
+      https: new (https().Agent)({
         keepAlive: true,
         maxSockets: 2,
         ca,
@@ -206,7 +212,7 @@ export class EtcdClient {
           ...(this.#token !== undefined && { authorization: this.#token }),
         },
       };
-      const request = (secure ? httpsRequest : httpRequest)(endpoint + path, options, (answer) => {
+      const request = (secure ? https() : http()).request(endpoint + path, options, (answer) => {
         const parts: Buffer[] = [];
         let length = 0;
         answer.on('data', (part: Buffer) => {

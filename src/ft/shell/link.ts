@@ -2,6 +2,8 @@
  * The connection between primary and standby: TCP without delay, or TLS 1.3 with a pre-shared key. A dialler tries when
  * it is told to; a listener serves one peer at a time and lets a newer connection replace the older. Knows bytes only; what they mean is the protocol's business. Without a key only loopback is used.
  */
+
+import { createRequire } from 'node:module';
 import {
   connect as connectTcp,
   createServer as createTcpServer,
@@ -9,7 +11,7 @@ import {
   type Server,
   type Socket,
 } from 'node:net';
-import { connect as connectTls, createServer as createTlsServer, type TLSSocket } from 'node:tls';
+import type { TLSSocket } from 'node:tls';
 import { messageOf, VmmError } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 
@@ -53,6 +55,10 @@ export interface LinkOptions {
   readonly key: Uint8Array | undefined;
   readonly log: Logger;
 }
+
+const load = createRequire(import.meta.url);
+/** Loaded with the first link that has a key: it takes some 20 ms. */
+const tls = (): typeof import('node:tls') => load('node:tls');
 
 const IDENTITY = 'tsvmm';
 /** TLS 1.3 accepts an external pre-shared key only with a SHA-256 suite. */
@@ -197,7 +203,7 @@ export function dial(handler: DialHandler): DiallingLink {
     const socket: Socket =
       key === undefined
         ? connectTcp({ host, port })
-        : connectTls({
+        : tls().connect({
             ...TLS,
             host,
             port,
@@ -339,7 +345,7 @@ export async function listen(
   const server: Server =
     key === undefined
       ? createTcpServer(accept)
-      : createTlsServer(
+      : tls().createServer(
           {
             ...TLS,
             handshakeTimeout: CONNECT_TIMEOUT_MS,
