@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { parseCount, parseDurationNs, parseSize, parseSpec } from './options.ts';
+import { parseCount, parseDurationNs, parseSize, parseSpec, requireText } from './options.ts';
 
 describe('option values', () => {
   it('reads sizes with units', () => {
@@ -33,5 +33,14 @@ describe('option values', () => {
       /'colour'; it takes readonly/,
     );
     expect(() => parseSpec('--disk', 'a,readonly,readonly', ['readonly'])).toThrow(/twice/);
+  });
+
+  it('keeps an error to one line, whatever the value', () => {
+    expect(() => parseSize('--memory', 'a\nb\u001b[2J')).toThrow(
+      /^--memory a\\u000ab\\u001b\[2J: is no size/,
+    );
+    expect(() => parseSize('--memory', 'x'.repeat(5000))).toThrow(/^--memory x{500}\.\.\.: /);
+    expect(() => requireText('--kernel', 'a\u2028b')).toThrow(/a\\u2028b: must be text/);
+    requireText('--append', 'a\tb ü');
   });
 });

@@ -1,9 +1,30 @@
 /** Parsers of option values that several commands share. Each error is one sentence that names the option. */
 import { VmmError } from '../base/error.ts';
 
+/** Longest piece of what an operator wrote that is shown again. */
+const SHOWN_MAX_CHARS = 500;
+
+const CONTROL = /[\p{Cc}\p{Zl}\p{Zp}]/gu;
+
+/** `text` as one line that a terminal can show: control characters as escapes, and not without end. */
+export function shown(text: string): string {
+  const start = text.slice(0, SHOWN_MAX_CHARS);
+  const line = start.replace(
+    CONTROL,
+    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+  return start.length < text.length ? `${line}...` : line;
+}
+
 /** The error of an option value. */
 export function badOption(option: string, value: string, why: string): VmmError {
-  return new VmmError('OPTION', `${option} ${value}: ${why}`);
+  return new VmmError('OPTION', `${option} ${shown(value)}: ${shown(why)}`);
+}
+
+/** Throws where `value` has line ends and other control characters: no path, name or number has them. */
+export function requireText(option: string, value: string): void {
+  if (value.replaceAll('\t', '').search(CONTROL) < 0) return;
+  throw badOption(option, value, 'must be text without control characters');
 }
 
 const UNITS: Readonly<Record<string, number>> = {

@@ -22,7 +22,7 @@ import {
 } from './device-options.ts';
 import { keyOf, parseBlockWords } from './ft-options.ts';
 import { type ProtectionSettings, parsePeers, parseSettings } from './ft-settings.ts';
-import { badOption, parseCount, parseSize } from './options.ts';
+import { badOption, parseCount, parseSize, requireText, shown } from './options.ts';
 import type { Peers } from './protect.ts';
 import { LOG_LEVELS, type LogLevel } from './report.ts';
 import { demoGuestPath } from './version.ts';
@@ -116,7 +116,7 @@ async function readConfigFile(path: string): Promise<Values> {
     const name = camelCase(key);
     const kind = Object.hasOwn(KINDS, name) ? KINDS[name] : undefined;
     if (kind === undefined) {
-      throw new VmmError('CONFIG_FILE', `--config ${path}: there is no option '${key}'`, {
+      throw new VmmError('CONFIG_FILE', `--config ${path}: there is no option '${shown(key)}'`, {
         hint: 'The keys are the long options of `tsvmm run`, without the dashes in front.',
       });
     }
@@ -128,7 +128,7 @@ async function readConfigFile(path: string): Promise<Values> {
     else if (kind === 'list' && typeof value === 'string') values[name] = [value];
     else {
       const want = { flag: 'true or false', text: 'a string', list: 'a list of strings' }[kind];
-      throw new VmmError('CONFIG_FILE', `--config ${path}: '${key}' must be ${want}`);
+      throw new VmmError('CONFIG_FILE', `--config ${path}: '${shown(key)}' must be ${want}`);
     }
   }
   return values;
@@ -232,6 +232,11 @@ export async function parseRunOptions(
 ): Promise<RunOptions> {
   const file = typeof line.config === 'string' ? await readConfigFile(line.config) : {};
   const values = merge(file, line);
+  for (const [key, value] of Object.entries(values)) {
+    for (const text of [value].flat()) {
+      if (typeof text === 'string') requireText(`--${kebabCase(key)}`, text);
+    }
+  }
   const text = (key: string) => values[key] as string | undefined;
   const memoryBytes = parseSize('--memory', text('memory') ?? '256M');
   if (

@@ -164,10 +164,15 @@ export function fuzzSavedStates(seed: number, rounds: number): number {
   }
 }
 
-const KEYS =
-  'kernel initrd append memory cpus cpu name serial disk net boot reboot demo log-level __proto__ constructor'.split(
+const KEYS = [
+  ...'kernel initrd append memory cpus cpu name serial disk net boot reboot demo log-level'.split(
     ' ',
-  );
+  ),
+  ...'log-file restore control firmware ft-peer ft-policy ft-interval ft-max-downtime'.split(' '),
+  ...'ft-timeout ft-key ft-arbiter ft-on-peer-loss ft-status ftPeer --memory'.split(' '),
+  ...['__proto__', 'constructor', '"a\\nb"', '"\\u001b[2J"', 'disk.a', 'kernel.kernel', '[disk]'],
+  '[[net]]',
+];
 const VALUES = [
   '"64M"',
   '1',
@@ -187,6 +192,18 @@ const VALUES = [
   "'''",
   '"/dev/null"',
   '0x7fffffffffffffff',
+  '"a\\nb\\u001b[2J\\u2028c"',
+  '"20ms"',
+  '"1e400s"',
+  '"999999999999999999999s"',
+  '"127.0.0.1:70000"',
+  '"[::1]:9000"',
+  '"none"',
+  '["/dev/null,readonly,readonly", "nbd://[::1/x", "a,,b,serial=123456789012345678901"]',
+  '["stream=/x,mac=01:00:00:00:00:00", "user,model=", "tap=,pcap="]',
+  '["\\n"]',
+  `"${'y'.repeat(5000)}"`,
+  '["""\na""", \'b\']',
 ];
 
 /** Random configuration files. Returns how many were accepted. */
