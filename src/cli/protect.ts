@@ -9,10 +9,11 @@ import type { PrimaryConfig } from '../ft/core/primary-types.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { introduce } from '../ft/shell/introduction.ts';
-import type { LinkOptions } from '../ft/shell/link.ts';
+import { type LinkOptions, requireKey } from '../ft/shell/link.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
 import type { LiveSettings } from '../ft/shell/primary-parts.ts';
 import { PrimaryShell } from '../ft/shell/primary-shell.ts';
+import type { Hello } from '../ft/wire/message.ts';
 import { END_REASON } from '../ft/wire/spec.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -115,16 +116,20 @@ export class Protection {
     // What the processors are can only be read while they stand still.
     const wasRunning = machine.running;
     machine.pause();
-    const hello = helloOf({
-      machine,
-      role: 'primary',
-      onPeerLoss: goesOn ? 'goOn' : 'wait',
-      arbiter,
-      vm: description.vm,
-      generation: authority.generation,
-      machineDigest: descriptionDigest(description),
-    });
-    if (wasRunning) machine.resume();
+    let hello: Hello;
+    try {
+      hello = helloOf({
+        machine,
+        role: 'primary',
+        onPeerLoss: goesOn ? 'goOn' : 'wait',
+        arbiter,
+        vm: description.vm,
+        generation: authority.generation,
+        machineDigest: descriptionDigest(description),
+      });
+    } finally {
+      if (wasRunning) machine.resume();
+    }
     const config: PrimaryConfig = {
       hello,
       authority: {
@@ -196,7 +201,9 @@ export class Protection {
 
   #links(peers: Peers): LinkOptions[] {
     const { log } = this.#parts.machine;
-    return peers.addresses.map((address) => ({ ...address, key: peers.key, log }));
+    const links = peers.addresses.map((address) => ({ ...address, key: peers.key, log }));
+    for (const link of links) requireKey(link, 'the peer');
+    return links;
   }
 
   /**
@@ -256,8 +263,11 @@ export class Protection {
   async #startLate(peers: Peers, arbiterName: string): Promise<void> {
     // What can be wrong is found before the arbiter is asked for the guest.
     this.#parts.describe();
+    this.#links(peers);
     const { io, machine } = this.#parts;
     const arbiter = openArbiter(io, machine.log, arbiterName);
+    // Named before the primary, which is closed first then.
+    if (arbiter) this.#parts.atEnd(() => arbiter.close());
     try {
       const generation = arbiter === undefined ? 1 : await arbiter.begin();
       this.start({ arbiter, generation }, arbiterName, peers);
@@ -265,7 +275,6 @@ export class Protection {
       await arbiter?.close();
       throw error;
     }
-    if (arbiter) this.#parts.atEnd(() => arbiter.close());
   }
 
   /** Resolves when the guest is protected, fails when every peer has failed once. */
