@@ -22,6 +22,7 @@ import type {
 } from '../wire/message.ts';
 import { type Agreement, negotiate } from '../wire/negotiate.ts';
 import type { EffectQueue } from './effects.ts';
+import { StagedList } from './staged-list.ts';
 
 /** What the shell does for the receiver. */
 export type ReceiverEffect =
@@ -65,23 +66,11 @@ export type ReceiverState =
   | 'reject'
   | 'closed';
 
-interface Staged {
-  readonly id: number;
-  bytes: number;
-  frames: number;
-  manifest: Manifest | undefined;
-  stage: 'open' | 'complete' | 'validating' | 'acked' | 'applying';
-}
-
-function unacknowledged(staged: Staged): boolean {
-  return staged.stage === 'open' || staged.stage === 'complete' || staged.stage === 'validating';
-}
-
 /** The receiver. Events are its methods; effects go to the queue given at construction. */
 export class Receiver {
   readonly #out: EffectQueue<ReceiverEffect>;
   readonly #identity: Hello;
-  readonly #staged: Staged[] = [];
+  readonly #staged = new StagedList();
   #state: ReceiverState = 'down';
   #limits: Limits | undefined;
   #peer: Hello | undefined;
@@ -93,7 +82,6 @@ export class Receiver {
   #degraded = false;
   #attempt = 0;
   #syncSeq = 0;
-  #stagedBytes = 0;
   #paused = false;
 
   /** @param identity what this end announces; state fields are filled in by the receiver */
@@ -134,7 +122,7 @@ export class Receiver {
 
   /** Payload bytes staged and not yet applied. */
   get stagedBytes(): number {
-    return this.#stagedBytes;
+    return this.#staged.bytes;
   }
 
   get peer(): Hello | undefined {
@@ -189,7 +177,7 @@ export class Receiver {
   /** The decoder asks, before it buffers a payload (R5). */
   admit(header: FrameHeader): FaultCode | 0 {
     if (header.cmd !== 'CONTINUE') return 0;
-    const open = this.#openStaged();
+    const open = this.#staged.open;
     if (open === undefined || this.#limits === undefined) return 0; // refused or ignored by receive()
     return this.transactionFits(open.bytes + header.payloadBytes, this.#limits)
       ? 0
@@ -262,11 +250,16 @@ export class Receiver {
         this.#onCancel(message.id);
         return;
       case 'END':
-        if (state !== 'idle' || this.#unacked()) break;
+        if (state !== 'idle' || this.#staged.unacked !== undefined) break;
         this.onEnd(message.reason);
         return;
       case 'HANDOVER':
-        if (state !== 'idle' || this.#unacked() || message.newGeneration <= this.#generation) break;
+        if (
+          state !== 'idle' ||
+          this.#staged.unacked !== undefined ||
+          message.newGeneration <= this.#generation
+        )
+          break;
         this.#ack('handover', this.#committedId);
         this.#state = 'closed';
         this.#out.push({ type: 'handover', newGeneration: message.newGeneration });
@@ -318,8 +311,7 @@ export class Receiver {
       this.#state = 'idle';
       this.#syncSeq = 0;
     } else {
-      this.#staged.length = 0;
-      this.#stagedBytes = 0;
+      this.#staged.clear();
       this.#complete = false;
       this.#ended = false;
       this.#degraded = false;
@@ -339,7 +331,7 @@ export class Receiver {
   #onBegin(message: BeginMessage): void {
     const { id, baseId } = message;
     if (this.#state !== 'idle' && this.#state !== 'sync') {
-      const open = this.#openStaged();
+      const open = this.#staged.open;
       this.#nack(
         open?.id ?? this.#lastStagedId() + 1,
         FAULT.STATE_INVALID,
@@ -361,11 +353,14 @@ export class Receiver {
       );
       return;
     }
-    if (this.#count('validating') + this.#count('complete') >= this.#limits!.epochsInFlightMax) {
+    if (
+      this.#staged.count('validating') + this.#staged.count('complete') >=
+      this.#limits!.epochsInFlightMax
+    ) {
       this.#nack(id, FAULT.LIMITS, 'too many transactions');
       return;
     }
-    this.#staged.push({ id, bytes: 0, frames: 0, manifest: undefined, stage: 'open' });
+    this.#staged.begin(id);
     this.#state = 'open';
   }
 
@@ -377,7 +372,7 @@ export class Receiver {
   }
 
   #onContinue(message: ContinueMessage): void {
-    const open = this.#openStaged();
+    const open = this.#staged.open;
     if (open === undefined) {
       this.#nack(this.#lastStagedId() + 1, FAULT.STATE_INVALID, 'CONTINUE without BEGIN');
       return;
@@ -391,9 +386,7 @@ export class Receiver {
       );
       return;
     }
-    open.frames++;
-    open.bytes += message.payload.length;
-    this.#stagedBytes += message.payload.length;
+    this.#staged.part(open, message.payload.length);
     this.#out.push({ type: 'stage', id: open.id, payload: message.payload });
     this.#flow();
   }
@@ -410,7 +403,7 @@ export class Receiver {
   }
 
   #onCommit(message: CommitMessage): void {
-    const open = this.#openStaged();
+    const open = this.#staged.open;
     if (open === undefined) {
       this.#nack(this.#lastStagedId() + 1, FAULT.STATE_INVALID, `${message.cmd} without BEGIN`);
       return;
@@ -432,8 +425,8 @@ export class Receiver {
   }
 
   #validateNext(): void {
-    if (this.#count('validating') > 0) return;
-    const next = this.#staged.find((s) => s.stage === 'complete');
+    if (this.#staged.count('validating') > 0) return;
+    const next = this.#staged.in('complete');
     if (next === undefined) return;
     next.stage = 'validating';
     this.validate(next.id, next.manifest!);
@@ -449,7 +442,7 @@ export class Receiver {
    * @param wrong what makes it impossible to load, or undefined
    */
   validated(id: number, wrong: Fault | undefined): void {
-    const first = this.#staged.find((s) => s.stage === 'validating');
+    const first = this.#staged.in('validating');
     if (first === undefined || first.id !== id) return; // dropped meanwhile
     if (wrong !== undefined) {
       this.#nack(id, wrong.code, wrong.sentence);
@@ -469,10 +462,9 @@ export class Receiver {
    * @param degraded a disk refused writes, which stay in the overlay
    */
   applied(id: number, degraded: boolean): void {
-    const first = this.#staged[0];
+    const { first } = this.#staged;
     if (first === undefined || first.id !== id || first.stage !== 'applying') return;
     this.#staged.shift();
-    this.#stagedBytes -= first.bytes;
     this.#appliedId = id;
     this.#degraded = degraded;
     this.#applyNext();
@@ -488,7 +480,7 @@ export class Receiver {
   }
 
   #onCancel(id: number): void {
-    const open = this.#openStaged();
+    const open = this.#staged.open;
     if (this.#state === 'reject') {
       this.#state = 'idle';
       return;
@@ -513,7 +505,7 @@ export class Receiver {
   // --- inside
 
   #applyNext(): void {
-    const first = this.#staged[0];
+    const { first } = this.#staged;
     if (first?.stage !== 'acked') return;
     first.stage = 'applying';
     this.#out.push({ type: 'apply', id: first.id });
@@ -522,35 +514,20 @@ export class Receiver {
   /** Back-pressure: only what still has to be applied makes the reader wait, so it always ends. */
   #flow(): void {
     const room = this.#limits?.transactionBytesMax ?? 0;
-    const pending = this.#staged.some((s) => s.stage === 'acked' || s.stage === 'applying');
-    const queued = this.#count('acked') > (this.#limits?.epochsInFlightMax ?? 0);
-    const pause = pending && (queued || this.#stagedBytes > room);
+    const pending = this.#staged.count('acked') + this.#staged.count('applying') > 0;
+    const queued = this.#staged.count('acked') > (this.#limits?.epochsInFlightMax ?? 0);
+    const pause = pending && (queued || this.#staged.bytes > room);
     if (pause === this.#paused) return;
     this.#paused = pause;
     this.#out.push({ type: pause ? 'read-pause' : 'read-on' });
   }
 
-  #openStaged(): Staged | undefined {
-    const last = this.#staged.at(-1);
-    return last?.stage === 'open' ? last : undefined;
-  }
-
   #lastStagedId(): number {
-    return this.#staged.at(-1)?.id ?? this.#committedId;
-  }
-
-  #count(stage: Staged['stage']): number {
-    let count = 0;
-    for (const staged of this.#staged) if (staged.stage === stage) count++;
-    return count;
-  }
-
-  #unacked(): boolean {
-    return this.#staged.some(unacknowledged);
+    return this.#staged.lastId ?? this.#committedId;
   }
 
   #dropUncommitted(): void {
-    const first = this.#staged.find(unacknowledged);
+    const first = this.#staged.unacked;
     if (first !== undefined) this.#dropFrom(first.id);
     if (this.#paused && this.#state === 'down') {
       this.#paused = false;
@@ -559,16 +536,14 @@ export class Receiver {
   }
 
   #dropFrom(id: number): void {
-    const index = this.#staged.findIndex((s) => s.id >= id);
-    if (index < 0) return;
-    for (const dropped of this.#staged.splice(index)) this.#stagedBytes -= dropped.bytes;
+    if (!this.#staged.dropFrom(id)) return;
     this.#out.push({ type: 'discard', fromId: id });
     this.#flow();
   }
 
   /** A fault of one frame whose framing is sound: refuse the transaction it belongs to. */
   #nackNext(found: Fault): void {
-    const open = this.#openStaged();
+    const open = this.#staged.open;
     this.#nack(open?.id ?? this.#lastStagedId() + 1, found.code, found.sentence);
   }
 

@@ -166,7 +166,7 @@ export async function runPair(
 const HABITS = [
   {
     name: 'writes new pages all the time',
-    append: 'pages=400 mem=512M period=10000 content=delta',
+    append: 'pages=400 mem=192M period=10000 content=delta',
   },
   {
     name: 'writes random pages of 128 MiB',
