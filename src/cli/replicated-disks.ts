@@ -11,11 +11,17 @@ import { DiskAccess, SCRATCH_BYTES } from '../ft/disk/disk-access.ts';
 import type { Crc } from '../ft/disk/disk-log.ts';
 import { fileRoom, holesOf, identifyStorage, isLocked } from '../ft/disk/host-storage.ts';
 import { openLogFile } from '../ft/disk/log-file.ts';
-import { recoverImages, refuseIncomplete } from '../ft/disk/recover.ts';
+import { heldBy, recoverImages, refuseIncomplete } from '../ft/disk/recover.ts';
 import { type ReplicaDisk, ReplicaDisks } from '../ft/disk/replica-disks.ts';
 import { IMAGE, ReplicaRecord, recordPath } from '../ft/disk/replica-record.ts';
 import { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
-import { decideStorage, isReplicated, STORAGE, type Storage } from '../ft/disk/storage.ts';
+import {
+  decideStorage,
+  type HeldCopy,
+  isReplicated,
+  STORAGE,
+  type Storage,
+} from '../ft/disk/storage.ts';
 import type { KvmHost } from '../kvm/api.ts';
 import type { NativeIo } from '../kvm/native-io.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -162,6 +168,36 @@ export async function adoptImages(parts: DiskHost, options: readonly DiskOption[
   }
 }
 
+/** What lies beside images at the start of a standby, by image: what they hold, as long as nobody has opened them. */
+export type Kept = ReadonlyMap<string, ReplicaRecord>;
+
+/** Looks at the records of images, without changing them. */
+export async function readKept(parts: DiskHost, sources: readonly string[]): Promise<Kept> {
+  const kept = new Map<string, ReplicaRecord>();
+  for (const source of sources) {
+    const record = isFile(source) ? await openRecord(parts, source, false) : undefined;
+    if (record === undefined) continue;
+    record.takeRecords();
+    await record.close();
+    kept.set(source, record);
+  }
+  return kept;
+}
+
+/** What the images of `local` hold of a guest, by what was found at the start. */
+export function heldAtStart(
+  description: Description,
+  local: readonly DiskOption[],
+  kept: Kept,
+): HeldCopy | undefined {
+  const records = local
+    .filter((_, i) => !description.disks[i]!.readonly)
+    .map(({ source }) => kept.get(source));
+  // Shared disks have no record; a guest that has both kinds gets its copies anew.
+  if (records.length === 0 || records.some((record) => record === undefined)) return undefined;
+  return heldBy(records as ReplicaRecord[], description.vm);
+}
+
 /** How a standby keeps each disk of a guest. @throws VmmError `FT_STORAGE` where that cannot be told */
 export function storageHere(
   { io, log }: Pick<DiskHost, 'io' | 'log'>,
@@ -169,6 +205,7 @@ export function storageHere(
   local: readonly DiskOption[],
   bases: Bases,
   own: ReadonlySet<string>,
+  held: HeldCopy | undefined,
 ): Storage[] {
   return description.disks.map((disk, i) => {
     const option = local[i]!;
@@ -182,7 +219,9 @@ export function storageHere(
       // A copy that this process has open is locked by itself.
       locked: !own.has(option.source) && isFile(option.source) && isLocked(io, option.source),
     });
-    if (storage !== STORAGE.replicated || (disk.base ?? option.base) === undefined) return storage;
+    // A whole copy of this guest is brought up to date; nothing is laid under it.
+    if (storage !== STORAGE.replicated || held !== undefined) return storage;
+    if ((disk.base ?? option.base) === undefined) return storage;
     const mine = option.base === undefined ? undefined : bases.get(option.base);
     if (mine !== undefined && mine.digest === disk.base?.digest) return STORAGE.replicatedOnBase;
     log.warn(
@@ -238,7 +277,8 @@ export async function openReplicas(
     }
     if (replicas.length === 0) return undefined;
     await recoverImages(replicas);
-    return new ReplicaDisks(replicas, description.vm, crcOf(io));
+    const records = replicas.map(({ record }) => record);
+    return new ReplicaDisks(replicas, description.vm, crcOf(io), heldBy(records, description.vm));
   } catch (error) {
     for (const { access, record, room, base } of replicas) {
       await base?.close();

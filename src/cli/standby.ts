@@ -7,8 +7,9 @@ import type { Logger } from '../base/log.ts';
 import { FileDisk } from '../block/file.ts';
 import type { ConsoleBackend } from '../console/backend.ts';
 import { openConsole } from '../console/open.ts';
+import type { ReplicaDisks } from '../ft/disk/replica-disks.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
-import { isReplicated, type Storage } from '../ft/disk/storage.ts';
+import { type HeldCopy, isReplicated, type Storage } from '../ft/disk/storage.ts';
 import { announce } from '../ft/shell/announce.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
@@ -41,9 +42,12 @@ import { Protection } from './protect.ts';
 import {
   type Bases,
   describeStorage,
+  heldAtStart,
+  type Kept,
   makeImages,
   openReplicas,
   readBases,
+  readKept,
   recordDisks,
   storageHere,
 } from './replicated-disks.ts';
@@ -131,6 +135,10 @@ class Builder {
   readonly #bases: Bases;
   /** Copies that this process has open, and locked. */
   readonly #own = new Set<string>();
+  /** The copies that are open, and of which guest; before the first, what was found at the start. */
+  #replicas: ReplicaDisks | undefined;
+  #replicasOf = '';
+  #kept: Kept;
 
   constructor(
     options: StandbyOptions,
@@ -139,7 +147,9 @@ class Builder {
     console: ConsoleBackend,
     arbiter: Arbiter | undefined,
     bases: Bases,
+    kept: Kept,
   ) {
+    this.#kept = kept;
     this.#bases = bases;
     this.#options = options;
     this.#io = io;
@@ -153,9 +163,18 @@ class Builder {
     return this.#storageOf(description, diskOptions(description, this.#options.disks));
   }
 
+  /** What the copies here hold of a guest already. */
+  held(description: Description): HeldCopy | undefined {
+    if (this.#replicas !== undefined) {
+      return this.#replicasOf === description.vm ? this.#replicas.held : undefined;
+    }
+    return heldAtStart(description, diskOptions(description, this.#options.disks), this.#kept);
+  }
+
   #storageOf(description: Description, local: readonly DiskOption[]): Storage[] {
     const parts = { io: this.#io, log: this.#log };
-    return storageHere(parts, description, local, this.#bases, this.#own);
+    const held = this.held(description);
+    return storageHere(parts, description, local, this.#bases, this.#own, held);
   }
 
   async build(received: unknown, images: readonly Uint8Array[]): Promise<Built> {
@@ -200,6 +219,12 @@ class Builder {
       const diskHost = { host, io: this.#io, log };
       const replicas = await openReplicas(diskHost, description, options, storage);
       closers.push(() => replicas?.close());
+      this.#kept = new Map();
+      this.#replicas = replicas;
+      this.#replicasOf = description.vm;
+      closers.push(() => {
+        this.#replicas = undefined;
+      });
       for (const [i, { source }] of options.entries()) {
         if (!isReplicated(storage[i])) continue;
         this.#own.add(source);
@@ -374,7 +399,9 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
     const console = await openConsole(options.serial, { io, log, onQuit: () => quit() });
     closers.push(() => console.close());
     const bases = await readBases(io, parseDisks([...options.disks.values()]));
-    const builder = new Builder(options, io, log, console, arbiter, bases);
+    const sources = parseDisks([...options.disks.values()]).map(({ source }) => source);
+    const kept = await readKept({ host: openKvmHost(), io, log }, sources);
+    const builder = new Builder(options, io, log, console, arbiter, bases, kept);
     const shell = new StandbyShell({
       io,
       log,
@@ -383,7 +410,8 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
       inspect(received) {
         const description = parseDescription(received);
         const { vm, generation, images } = description;
-        return { vm, generation, tickets: images, storage: builder.storage(description) };
+        const storage = builder.storage(description);
+        return { vm, generation, tickets: images, storage, held: builder.held(description) };
       },
       build: (received, images) => builder.build(received, images),
       events: {

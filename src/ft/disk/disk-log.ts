@@ -184,12 +184,17 @@ export class DiskLog {
     }
   }
 
-  /** The standby holds `epoch` and all before it. */
-  release(epoch: number): void {
+  /** The standby holds `epoch` and all before it; `each` hears of what it got. */
+  release(
+    epoch: number,
+    each: (disk: number, offset: number, length: number) => void = () => {},
+  ): void {
     let released = false;
     while (this.#count > 0) {
       const covered = this.#epoch[this.#slotAt(0)]!;
       if (covered === NO_EPOCH || covered > epoch) break;
+      const slot = this.#slotAt(0);
+      each(this.#disk[slot]!, this.#offset[slot]!, this.#length[slot]!);
       this.#pop();
       released = true;
     }

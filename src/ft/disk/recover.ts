@@ -7,6 +7,7 @@ import { ERRNO } from '../../block/backend.ts';
 import { type DiskAccess, diskError } from './disk-access.ts';
 import { performOps } from './replica-disks.ts';
 import { IMAGE, type ReplicaRecord } from './replica-record.ts';
+import type { HeldCopy } from './storage.ts';
 
 /** An image and its record. */
 export interface RecoveredImage {
@@ -44,6 +45,18 @@ export async function recoverImages(
     await access.flush();
   }
   return whole;
+}
+
+/** What the images of guest `vm` hold together, once recovered; undefined unless all are whole copies of one run of it. */
+export function heldBy(records: readonly ReplicaRecord[], vm: string): HeldCopy | undefined {
+  const marks = records.map(({ mark }) => mark);
+  const first = marks[0];
+  const same = marks.every(
+    (mark) =>
+      mark?.state === IMAGE.replica && mark.vm === vm && mark.generation === first?.generation,
+  );
+  if (first === undefined || !same) return undefined;
+  return { generation: first.generation, id: Math.min(...records.map(({ lastId }) => lastId)) };
 }
 
 /** @throws VmmError `DISK_COPYING` when the image is an incomplete copy */

@@ -95,7 +95,7 @@ async function life(seed: number, fatal: number): Promise<number> {
       expect(disks.copy(randomOps(random, i, truth[i]!))).toBeUndefined();
     }
     epochs.push(truth.map((t) => t.slice()));
-    expect(await disks.complete(100)).toBeUndefined();
+    expect(await disks.complete(101)).toBeUndefined();
     sure = 0;
     for (let id = 101; id < 116; id++) {
       const all: DiskOps[] = [];

@@ -11,6 +11,7 @@ import { layBase } from './base-image.ts';
 import { type DiskAccess, diskError, PIECE_BYTES } from './disk-access.ts';
 import type { Crc } from './disk-log.ts';
 import { IMAGE, type ImageState, type ReplicaRecord } from './replica-record.ts';
+import type { HeldCopy } from './storage.ts';
 
 /** Copy pieces that wait for the disk; beyond, nothing more is read from the connection. */
 const QUEUED_BYTES_MAX = 16 * 2 ** 20;
@@ -71,12 +72,19 @@ export class ReplicaDisks {
   /** The last epoch that did something to the images. */
   #lastId = 0;
   #copying = false;
+  #held: boolean;
   /** Epochs that are in the journals and that an image did not take. */
   #unapplied: DiskOps[] = [];
   #closed = false;
 
-  /** @param vm which guest; 16 bytes in hexadecimal */
-  constructor(disks: readonly ReplicaDisk[], vm: string, crc: Crc) {
+  /**
+   * @param vm which guest; 16 bytes in hexadecimal
+   * @param held what the images hold already, if anything
+   */
+  constructor(disks: readonly ReplicaDisk[], vm: string, crc: Crc, held?: HeldCopy) {
+    this.#held = held !== undefined;
+    this.#generation = held?.generation ?? 0;
+    this.#lastId = held?.id ?? 0;
     this.#disks = new Map(disks.map((disk) => [disk.disk, disk]));
     this.#vm = vm;
     this.#crc = crc;
@@ -84,6 +92,12 @@ export class ReplicaDisks {
 
   setEvents(events: ReplicaEvents): void {
     this.#events = events;
+  }
+
+  /** What the images hold, at least; undefined while that is nothing whole. */
+  get held(): HeldCopy | undefined {
+    if (!this.#held || this.#copying || this.#failure !== '') return undefined;
+    return { generation: this.#generation, id: this.#lastId };
   }
 
   /** Whether there are any. */
@@ -110,11 +124,14 @@ export class ReplicaDisks {
     this.#unapplied = [];
     this.#generation = generation;
     this.#copying = this.any;
+    const lay = !this.#held;
+    this.#held = false;
     if (!this.any) return;
     this.#queue(async () => {
       await this.#markAll(IMAGE.copying, 0);
       for (const { access, base } of this.#disks.values()) {
-        if (base !== undefined) await layBase(access, base);
+        // A copy that was whole is brought up to date, or written over as a whole.
+        if (base !== undefined && lay) await layBase(access, base);
       }
     });
   }
@@ -150,8 +167,10 @@ export class ReplicaDisks {
         await access.flush();
       }
       if (run !== this.#run || this.#failure !== '') return;
-      await this.#markAll(IMAGE.replica, id);
-      this.#lastId = id;
+      // What transaction `id` itself does comes behind the copy.
+      await this.#markAll(IMAGE.replica, id - 1);
+      this.#lastId = id - 1;
+      this.#held = true;
       this.#copying = false;
     }).then(() =>
       this.#failure === '' ? undefined : fault(FAULT.RESOURCE_MISSING, this.#failure),
@@ -242,6 +261,7 @@ export class ReplicaDisks {
     }
     this.#unapplied = [];
     this.#generation = generation;
+    this.#held = false;
     await this.#markAll(IMAGE.live, 0);
   }
 

@@ -83,6 +83,7 @@ export class ReplicaRecord {
   readonly #areaBytes: number;
   #mark: Mark | undefined;
   #found: JournalRecord[] = [];
+  #lastId = 0;
   #markCount = 0;
   /** Where the next record goes, and its number. */
   #at = AREA_START;
@@ -104,12 +105,18 @@ export class ReplicaRecord {
     for (const at of [0, BLOCK]) record.#readMark(await file.read(at, MARK_BYTES));
     // Always: what follows must be numbered behind whatever lies there.
     record.#found = await record.#scan();
+    record.#lastId = record.#found.at(-1)?.id ?? record.mark?.id ?? 0;
     return record;
   }
 
   /** The mark that holds; undefined when nothing was ever kept here. */
   get mark(): Mark | undefined {
     return this.#mark;
+  }
+
+  /** The last epoch that the image and its journal hold. */
+  get lastId(): number {
+    return this.#lastId;
   }
 
   /** Reserves the whole file, so that it never lacks room later. @throws VmmError `DISK_LOG` */

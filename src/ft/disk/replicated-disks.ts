@@ -13,8 +13,9 @@ import {
   type DiskCopyProgress,
 } from './disk-copy.ts';
 import { type Crc, DiskLog, type DiskLogBounds } from './disk-log.ts';
+import { Granules } from './granules.ts';
 import { RecordingBlock } from './recording-block.ts';
-import { isReplicated, STORAGE, type Storage } from './storage.ts';
+import { type HeldCopy, isReplicated, STORAGE, type Storage } from './storage.ts';
 
 /** One of the guest's disks. */
 export interface PrimaryDisk {
@@ -47,6 +48,16 @@ export class ReplicatedDisks {
   readonly #bases = new Map<number, DiskAccess>();
   #storage: Storage[];
   #copy: DiskCopy | undefined;
+  #held: HeldCopy | undefined;
+  /** Whether the marks are all that a copy as of {@link #confirmedId} lacks, together with {@link #young} and {@link #old}. */
+  #tracked = false;
+  /** The standby has said that it has this on its disks, and everything before. */
+  #confirmedId = 0;
+  /** Acknowledged and not yet confirmed: an acknowledgement comes before the standby's disk has it. By age, with the last id. */
+  #young: readonly Granules[];
+  #youngId = 0;
+  #old: readonly Granules[];
+  #oldId = 0;
   /** Called when the guest waits for room in the log. */
   onWait: () => void = () => {};
 
@@ -62,13 +73,16 @@ export class ReplicatedDisks {
       ({ backend }, i) => new RecordingBlock(backend, memory, this.log, i, () => this.onWait()),
     );
     this.#storage = disks.map(() => STORAGE.unknown);
+    this.#young = disks.map(({ backend }) => new Granules(backend.info.sizeBytes));
+    this.#old = disks.map(({ backend }) => new Granules(backend.info.sizeBytes));
     this.log.onRoom = () => {
       for (const block of this.blocks) block.roomCame();
     };
   }
 
-  /** What the standby says of each disk. @returns whether it changes anything */
-  setStorage(storage: readonly Storage[]): void {
+  /** What the standby says of each disk, and of what its copies hold already. */
+  setStorage(storage: readonly Storage[], held: HeldCopy | undefined): void {
+    this.#held = held;
     this.#storage = this.#disks.map((_, i) => storage[i] ?? STORAGE.unknown);
   }
 
@@ -85,9 +99,20 @@ export class ReplicatedDisks {
     return this.#disks.some((_, i) => this.#replicated(i));
   }
 
-  /** Begins the first copy to a standby that holds nothing: all is marked, what the log holds is void. */
-  async beginCopy(parts: DiskCopyParts, owner: DiskCopyOwner): Promise<DiskCopy | undefined> {
+  /**
+   * Begins the first copy: of everything, or, where the standby's copies are of this very run and not older than what is tracked
+   * here, of what was written since. What the log holds is void.
+   */
+  async beginCopy(
+    parts: DiskCopyParts,
+    owner: DiskCopyOwner,
+    generation: number,
+  ): Promise<DiskCopy | undefined> {
     this.forget();
+    const held = this.#held;
+    const known = this.#tracked && held?.generation === generation && held.id >= this.#confirmedId;
+    // Marks are taken off as pieces are sent: until this copy is complete they say nothing of any other.
+    this.#tracked = false;
     const copied: CopiedDisk[] = [];
     for (const [i, disk] of this.#disks.entries()) {
       if (!this.#replicated(i)) {
@@ -96,7 +121,7 @@ export class ReplicatedDisks {
       }
       const block = this.blocks[i]!;
       block.setMode('track');
-      block.granules.fill();
+      if (!known) block.granules.fill();
       let access = this.#access.get(i);
       if (access === undefined) {
         access = await disk.open();
@@ -115,6 +140,32 @@ export class ReplicatedDisks {
     return this.#copy;
   }
 
+  /** Epoch `epoch`, on the wire transaction `id`, is acknowledged. */
+  acked(epoch: number, id: number): void {
+    if (!this.#tracked) {
+      // The first since a copy: that one is what is confirmed, and this epoch comes behind it.
+      this.#tracked = true;
+      this.#confirmedId = id - 1;
+    }
+    this.log.release(epoch, (disk, offset, length) => {
+      this.#young[disk]!.mark(offset, length);
+      this.#youngId = id;
+    });
+  }
+
+  /** The standby has everything up to transaction `id` on its disks. */
+  confirmed(id: number): void {
+    if (this.#oldId > 0) {
+      if (id < this.#oldId) return;
+      this.#confirmedId = this.#oldId;
+      for (const granules of this.#old) granules.clear();
+      this.#oldId = 0;
+    }
+    if (this.#youngId === 0) return;
+    [this.#young, this.#old] = [this.#old, this.#young];
+    [this.#youngId, this.#oldId] = [0, this.#youngId];
+  }
+
   /** The first copy is over, or void. */
   endCopy(): void {
     this.#copy = undefined;
@@ -130,6 +181,14 @@ export class ReplicatedDisks {
       if (block.mode !== 'off') block.setMode(this.#replicated(i) ? 'track' : 'off');
     }
     this.log.clear((disk, offset, length) => this.blocks[disk]!.granules.mark(offset, length));
+    for (const [i, { granules }] of this.blocks.entries()) {
+      for (const acked of [this.#young[i]!, this.#old[i]!]) {
+        granules.merge(acked);
+        acked.clear();
+      }
+    }
+    this.#youngId = 0;
+    this.#oldId = 0;
   }
 
   figures(): DiskFigures[] {

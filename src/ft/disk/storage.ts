@@ -15,6 +15,15 @@ export const STORAGE = {
 /** One of {@link STORAGE}. */
 export type Storage = (typeof STORAGE)[keyof typeof STORAGE];
 
+/**
+ * What a standby's copies of a guest's disks are, all of them: the disks as of transaction `id` of `generation`, or later. With it
+ * the primary of that very run sends only what it has written since.
+ */
+export interface HeldCopy {
+  readonly generation: number;
+  readonly id: number;
+}
+
 /** Whether the standby keeps a copy of its own. */
 export function isReplicated(storage: Storage | undefined): boolean {
   return storage === STORAGE.replicated || storage === STORAGE.replicatedOnBase;

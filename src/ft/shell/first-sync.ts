@@ -27,6 +27,8 @@ export interface FirstSyncParts {
   readonly log: Logger;
   readonly copyBytesPerSecondMax: number | undefined;
   readonly maxDowntimeNs: number;
+  /** The run of the guest: a standby's copies of this very run are only brought up to date. */
+  readonly generation: number;
   nowNs(): number;
 }
 
@@ -94,7 +96,7 @@ export class FirstSync {
       },
     };
     try {
-      const copy = await disks.beginCopy(parts, owner);
+      const copy = await disks.beginCopy(parts, owner, this.#parts.generation);
       if (!this.#wanted || (copy !== undefined && !(await copy.converge())) || !this.#wanted) {
         return;
       }

@@ -6,11 +6,12 @@
  *   primary -> standby  "TSVMMINT" | u32 version | u32 length | u32 crc | description (JSON, UTF-8)
  *   standby -> primary  "TSVMMANS" | u32 count   | count x u32: numbers of the images wanted
  *                       | u32 disks | disks x u32: how each disk is kept (STORAGE, ft/disk/storage.ts)
+ *                       | u32 generation | u64 id: what the copies hold already; 0 for nothing
  *   primary -> standby  per image: u32 length | u32 crc | bytes
  */
 import { crc32c } from '../../base/crc32c.ts';
 import { VmmError } from '../../base/error.ts';
-import { STORAGE, type Storage } from '../disk/storage.ts';
+import { type HeldCopy, STORAGE, type Storage } from '../disk/storage.ts';
 
 /** Longest description. */
 const DESCRIPTION_MAX_BYTES = 64 * 1024;
@@ -20,7 +21,7 @@ const IMAGES_MAX = 8;
 const IMAGE_MAX_BYTES = 1024 * 2 ** 20;
 /** Most disks of a machine. */
 const DISKS_MAX = 64;
-const VERSION = 2;
+const VERSION = 3;
 const HEAD_BYTES = 20;
 const ASK = 'TSVMMINT';
 const ANSWER = 'TSVMMANS';
@@ -125,6 +126,7 @@ export interface IntroductionAnswer {
   readonly wanted: number[];
   /** How it keeps each disk. */
   readonly storage: Storage[];
+  readonly held: HeldCopy | undefined;
   readonly rest: Uint8Array;
 }
 
@@ -138,7 +140,8 @@ function readAnswer(all: Uint8Array): IntroductionAnswer | undefined {
   if (all.length < disksAt + 4) return undefined;
   const disks = view.getUint32(disksAt, true);
   if (disks > DISKS_MAX) throw protocolError(`it tells of ${disks} disks`);
-  const end = disksAt + 4 + 4 * disks;
+  const heldAt = disksAt + 4 + 4 * disks;
+  const end = heldAt + 12;
   if (all.length < end) return undefined;
   const word = (at: number): number => view.getUint32(at, true);
   return {
@@ -149,6 +152,10 @@ function readAnswer(all: Uint8Array): IntroductionAnswer | undefined {
       if (known === undefined) throw protocolError(`it keeps a disk in a way ${value}`);
       return known;
     }),
+    held:
+      word(heldAt) === 0
+        ? undefined
+        : { generation: word(heldAt), id: word(heldAt + 4) + word(heldAt + 8) * 2 ** 32 },
     rest: all.subarray(end),
   };
 }
@@ -163,8 +170,14 @@ export function imageParts(image: Uint8Array, sum: Sum): [Uint8Array, Uint8Array
 }
 
 /** The standby's answer. */
-export function answer(wanted: readonly number[], storage: readonly Storage[] = []): Uint8Array {
+export function answer(
+  wanted: readonly number[],
+  storage: readonly Storage[] = [],
+  held: HeldCopy = { generation: 0, id: 0 },
+): Uint8Array {
+  const { generation, id } = held;
   const words = [wanted.length, ...wanted, storage.length, ...storage];
+  words.push(generation, id % 2 ** 32, Math.floor(id / 2 ** 32));
   const out = new Uint8Array(8 + 4 * words.length);
   const view = new DataView(out.buffer);
   for (let i = 0; i < 8; i++) out[i] = ANSWER.charCodeAt(i);

@@ -66,7 +66,13 @@ class PairOfShells {
       log,
       listen: { host: '127.0.0.1', port: 0, key: undefined, log },
       arbiter: undefined,
-      inspect: () => ({ vm: '00'.repeat(16), generation: 5, tickets: [], storage: [] }),
+      inspect: () => ({
+        vm: '00'.repeat(16),
+        generation: 5,
+        tickets: [],
+        storage: [],
+        held: undefined,
+      }),
       build: async () => ({
         guest: there.guest,
         config: {

@@ -5,7 +5,7 @@
 import { messageOf } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
-import type { Storage } from '../disk/storage.ts';
+import type { HeldCopy, Storage } from '../disk/storage.ts';
 import { encodeBulkHeader, encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { type DecodeFault, Decoder } from '../wire/decoder.ts';
 import type { Message } from '../wire/message.ts';
@@ -30,8 +30,8 @@ export interface PeerConnectionParts {
 
 /** Who hears of it. */
 export interface PeerConnectionHandler {
-  /** The introduction is over: messages go both ways. `storage`: how the standby keeps each disk. */
-  connected(storage: readonly Storage[]): void;
+  /** The introduction is over: messages go both ways. `storage`: how the standby keeps each disk, and what it has of them. */
+  connected(storage: readonly Storage[], held: HeldCopy | undefined): void;
   message(message: Message): void;
   fault(fault: DecodeFault): void;
   disconnected(why: string): void;
@@ -156,7 +156,7 @@ export class PeerConnection {
       (b, start, end) => io.crc32c(b, start, end - start, 0),
     );
     this.#decoder = decoder;
-    this.#handler.connected(answer.storage);
+    this.#handler.connected(answer.storage, answer.held);
     if (answer.rest.length > 0) decoder.push(answer.rest);
   }
 

@@ -116,14 +116,20 @@ export class PrimaryShell {
     this.#link = new PeerConnection(
       { io, log, introduction, images, sender: this.#sender },
       {
-        connected: (storage) => {
-          disks?.setStorage(storage);
+        connected: (storage, held) => {
+          disks?.setStorage(storage, held);
           for (const [i, disk] of outputs.disks.entries()) {
             disk.isOutput = !isReplicated(storage[i]);
           }
           this.primary.connected(this.#now());
         },
         message: (message) => {
+          if (
+            message.cmd === 'HEARTBEAT' &&
+            message.generation === this.primary.sender.generation
+          ) {
+            disks?.confirmed(message.appliedId);
+          }
           this.primary.message(message, this.#now());
           // Before the next message: what this one asked for comes first, or a capture mixes with a return behind it.
           this.#run();
@@ -355,7 +361,7 @@ export class PrimaryShell {
         break;
       }
       case 'acked':
-        this.#acked(e.epoch);
+        this.#acked(e.epoch, e.id);
         break;
       case 'returned':
         this.#returned(e.fromEpoch);
@@ -457,6 +463,7 @@ export class PrimaryShell {
         log,
         copyBytesPerSecondMax,
         maxDowntimeNs: this.#maxDowntimeNs,
+        generation: this.primary.sender.generation,
         nowNs: () => this.#now(),
       },
       {
@@ -565,9 +572,9 @@ export class PrimaryShell {
     this.primary.captured(epoch.bytes, count, now - begin, now, this.#still, sentAhead);
   }
 
-  #acked(number: number): void {
+  #acked(number: number, id: number): void {
     this.#ackedCount++;
-    this.#o.disks?.log.release(number);
+    this.#o.disks?.acked(number, id);
     this.#epochs.get(number)?.dispose();
     this.#epochs.delete(number);
     const sealed = this.#sealedAtNs.get(number);

@@ -9,7 +9,7 @@ import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
 import { Standby, type StandbyConfig, type StandbyEffect } from '../core/standby.ts';
 import type { ReplicaDisks } from '../disk/replica-disks.ts';
-import type { Storage } from '../disk/storage.ts';
+import type { HeldCopy, Storage } from '../disk/storage.ts';
 import { encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { Decoder } from '../wire/decoder.ts';
 import { FAULT, type FaultCode } from '../wire/fault.ts';
@@ -49,6 +49,8 @@ export interface StandbyShellOptions {
     readonly generation: number;
     readonly tickets: readonly ImageTicket[];
     readonly storage: readonly Storage[];
+    /** What its copies hold of this guest already. */
+    readonly held: HeldCopy | undefined;
   };
   /** Builds the machine and opens every disk, network and KVM. @throws VmmError when something is missing */
   build(description: unknown, images: readonly Uint8Array[]): Promise<StandbyMachine>;
@@ -244,7 +246,7 @@ export class StandbyShell {
     if (event === undefined) return;
     if (event.kind === 'description') {
       const text = JSON.stringify(event.description);
-      const { vm, generation, tickets, storage } = this.#o.inspect(event.description);
+      const { vm, generation, tickets, storage, held } = this.#o.inspect(event.description);
       if (this.#busy(vm, generation)) return;
       const known = text === this.#described;
       const wanted = known ? [] : tickets.map((ticket, number) => ({ number, ticket }));
@@ -253,6 +255,7 @@ export class StandbyShell {
         answer(
           wanted.map(({ number }) => number),
           storage,
+          held,
         ),
       ]);
       this.#pending = { description: event.description, text, vm, known };

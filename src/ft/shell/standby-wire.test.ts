@@ -39,6 +39,7 @@ class Ground {
         generation: 5,
         tickets: [],
         storage: [],
+        held: undefined,
       }),
       build: async () => ({
         guest: memory.guest,
