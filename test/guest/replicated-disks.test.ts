@@ -180,6 +180,38 @@ describe('replicated disks', { timeout: 120_000 }, () => {
     expect(a.compare(b)).toBe(0);
   });
 
+  it('are brought up to date when a standby that was killed comes back', async () => {
+    const { pair, client } = make({ diskBytes: 64 * MIB, policy: 'kemari' });
+    const random = new Prng(12);
+    const data = new Uint8Array(40 * MIB);
+    random.fill(data);
+    const fd = openSync(pair.disk, 'r+');
+    writeSync(fd, data, 0, data.length, 16 * MIB);
+    closeSync(fd);
+    await pair.startStandby();
+    pair.startPrimary();
+    client.start();
+    await pair.protected();
+    await answers(client, 50);
+    for (let round = 0; round < 2; round++) {
+      // Heartbeats tell what the standby's disk has; without one since the copy all of it would be sent again.
+      await sleep(800);
+      pair.standby.signal('SIGKILL');
+      await until('the guest runs alone', SETTLE_TIMEOUT_MS, async () =>
+        ['alone', 'joining'].includes((await pair.phase()) ?? ''),
+      );
+      await answers(client, 30);
+      await pair.startStandby();
+      await pair.protected();
+      await answers(client, 30);
+      const line = pair.primary.log.match(/copying disks[^"]*/g)!.at(-1)!;
+      expect(line).toMatch(/ KiB sent/);
+    }
+    const [a, b] = await imagesAtRest(pair);
+    expect(a.compare(b)).toBe(0);
+    expect(verify(client.replies, pair.standbyDisk)).toMatchObject({ lost: 0, complaints: [] });
+  });
+
   it('are told from shared ones, and disagreement is refused', async () => {
     const same = make({ disks: 'shared' });
     await same.pair.startStandby();
