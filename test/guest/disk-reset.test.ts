@@ -68,23 +68,30 @@ describe('resets in the midst of disk requests', { timeout: 120_000 }, () => {
     await server.crash();
   });
 
-  it.each([1, 2, 3])('of a protected guest whose host dies, seed %i', async (seed) => {
-    const pair = new Pair({
-      guest: 'reboot',
-      append: 'boots=10 depth=24 settle=300',
-      policy: seed === 1 ? 'kemari' : 'adaptive',
-    });
-    try {
-      await pair.startStandby();
-      pair.startPrimary();
-      await pair.protected();
-      await sleep(new Prng(seed).below(2000));
-      pair.primary.signal('SIGKILL');
-      await until('the standby has taken over', SETTLE_TIMEOUT_MS, () => pair.tookOver());
-      expect(await pair.standby.exit(60_000), pair.standby.log).toBe(0);
-      expect(readFileSync(pair.path('console-b'), 'utf8')).toContain('reboot: 10 resets verified');
-    } finally {
-      pair.close();
-    }
-  });
+  it.each([
+    [1, 'shared', 'kemari'],
+    [2, 'shared', 'adaptive'],
+    [3, 'replicate', 'adaptive'],
+    [4, 'replicate', 'periodic'],
+  ] as const)(
+    'of a protected guest whose host dies (seed %i, %s disk, %s)',
+    async (seed, disks, policy) => {
+      const append = 'boots=10 depth=24 settle=300';
+      const pair = new Pair({ guest: 'reboot', append, disks, policy });
+      try {
+        await pair.startStandby();
+        pair.startPrimary();
+        await pair.protected();
+        await sleep(new Prng(seed).below(2000));
+        pair.primary.signal('SIGKILL');
+        await until('the standby has taken over', SETTLE_TIMEOUT_MS, () => pair.tookOver());
+        expect(await pair.standby.exit(60_000), pair.standby.log).toBe(0);
+        expect(readFileSync(pair.path('console-b'), 'utf8')).toContain(
+          'reboot: 10 resets verified',
+        );
+      } finally {
+        pair.close();
+      }
+    },
+  );
 });
