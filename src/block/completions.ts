@@ -3,6 +3,7 @@
  */
 import { assert } from '../base/assert.ts';
 import type { BlockHandler } from './backend.ts';
+import { Drain } from './drain.ts';
 
 export class Completions {
   inFlight = 0;
@@ -11,7 +12,7 @@ export class Completions {
   #delivered = 0;
   #closed = false;
   readonly #busy: Uint8Array;
-  #waiting: (() => void)[] = [];
+  readonly #drain = new Drain(() => this.inFlight);
 
   constructor(maxRequests: number) {
     this.#busy = new Uint8Array(maxRequests);
@@ -64,16 +65,12 @@ export class Completions {
     const count = this.#delivered;
     if (count > 0) this.#handler!.batchEnd();
     this.#delivering = false;
-    if (this.inFlight > 0 || this.#waiting.length === 0) return count;
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const done of waiting) done();
+    this.#drain.settle();
     return count;
   }
 
   drain(done: () => void): void {
-    if (this.inFlight === 0) done();
-    else this.#waiting.push(done);
+    this.#drain.wait(done);
   }
 
   /** Resolves when nothing is in flight; nothing can be queued from now on. */

@@ -11,6 +11,7 @@ import {
   type BlockOp,
   ERRNO,
 } from './backend.ts';
+import { Drain } from './drain.ts';
 
 /** What is remembered of a request, to issue it again. */
 class Kept {
@@ -30,7 +31,7 @@ export class PauseWhenFull implements BlockBackend {
   #told = false;
   #handler: BlockHandler | undefined;
   #delivered = 0;
-  #waiting: (() => void)[] = [];
+  readonly #drain = new Drain(() => this.inFlight);
 
   /** @param onFull the first write of a series was kept: stop the guest, tell the operator, later call {@link resume} */
   constructor(inner: BlockBackend, onFull: () => void) {
@@ -101,8 +102,7 @@ export class PauseWhenFull implements BlockBackend {
 
   /** With writes kept this waits for {@link resume} as well. */
   drain(done: () => void): void {
-    if (this.inFlight === 0) done();
-    else this.#waiting.push(done);
+    this.#drain.wait(done);
   }
 
   /** Kept writes are given up. */
@@ -141,7 +141,7 @@ export class PauseWhenFull implements BlockBackend {
     for (const tag of held) this.#handler!.complete(tag, ERRNO.ENOSPC);
     if (held.length > 0) this.#handler!.batchEnd();
     await this.#inner.close();
-    this.#wake();
+    this.#drain.settle();
   }
 
   #complete(tag: number, result: number): void {
@@ -161,13 +161,6 @@ export class PauseWhenFull implements BlockBackend {
       this.#told = true;
       this.#onFull();
     }
-    this.#wake();
-  }
-
-  #wake(): void {
-    if (this.inFlight > 0 || this.#waiting.length === 0) return;
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const done of waiting) done();
+    this.#drain.settle();
   }
 }
