@@ -42,11 +42,12 @@ describe('settings of protection', () => {
   it('are what a standby does once the guest runs there', () => {
     const options = parseStandbyOptions({
       listen: '127.0.0.1:1',
-      ftPeer: 'a,b',
+      ftPeer: '127.0.0.1:2,localhost',
       ftMaxDowntime: '50ms',
       ftOnPeerLoss: 'pause',
     });
-    expect(options.peers.map(({ host }) => host)).toEqual(['a', 'b']);
+    expect(options.peers.map(({ host }) => host)).toEqual(['127.0.0.1', 'localhost']);
+    expect(() => parseStandbyOptions({ ftPeer: 'localhost,a' })).toThrow(/the peer a needs a key/);
     expect(options.settings).toMatchObject({ maxDowntimeNs: 50e6, onPeerLoss: 'pause' });
     expect(parseStandbyOptions({}).peers).toEqual([]);
   });

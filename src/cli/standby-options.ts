@@ -1,4 +1,5 @@
 /** The options of `tsvmm standby`. */
+import { requireKey } from '../ft/shell/link.ts';
 import { keyOf, parseEndpoint } from './ft-options.ts';
 import {
   type PeerAddress,
@@ -64,10 +65,14 @@ export function parseStandbyOptions(line: Readonly<Record<string, unknown>>): St
   }
   const logLevel = choice<LogLevel>('--log-level', 'logLevel', ['warn', ...LOG_LEVELS]);
   const arbiter = text('ftArbiter') ?? 'none';
-  const peers = text('ftPeer');
+  const ftPeer = text('ftPeer');
+  const peers = ftPeer === undefined ? [] : parsePeers('--ft-peer', ftPeer);
+  const key = keyOf(text('ftKey'));
+  // Not only at the takeover.
+  for (const { host } of peers) requireKey({ host, key }, 'the peer');
   return {
     listen: parseEndpoint('--listen', listen ?? incoming ?? '', '127.0.0.1'),
-    key: keyOf(text('ftKey')),
+    key,
     arbiter,
     disks: byId('--disk', (line.disk as readonly string[] | undefined) ?? []),
     nets: byId('--net', (line.net as readonly string[] | undefined) ?? []),
@@ -78,7 +83,7 @@ export function parseStandbyOptions(line: Readonly<Record<string, unknown>>): St
     settings: parseSettings((option) =>
       text(option.replace(/-([a-z])/g, (_, c: string) => c.toUpperCase())),
     ),
-    peers: peers === undefined ? [] : parsePeers('--ft-peer', peers),
+    peers,
     logLevel,
     logFile: text('logFile'),
   };

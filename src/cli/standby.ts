@@ -31,8 +31,10 @@ import {
 } from './device-options.ts';
 import {
   configOf,
+  type DescribedStorage,
   type Description,
   descriptionDigest,
+  type MachineDescription,
   parseDescription,
 } from './ft-description.ts';
 import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
@@ -62,16 +64,26 @@ const LOCK_RETRY_MS = 50;
 /** Tries where a lease says that the other process writes no more. */
 const LEASED_LOCK_TRIES = 20;
 
+/** Made while the guest runs elsewhere, so that no takeover fails for it. @throws VmmError `FT_DESCRIPTION` */
+function describedHere(
+  description: Description,
+  storages: readonly DescribedStorage[],
+): MachineDescription {
+  const disks = description.disks.map(({ base: _, ...disk }, i) => {
+    const { ft, ...here } = storages[i]!;
+    return { ...disk, ...here, ft: ft === 'auto' ? disk.ft : ft };
+  });
+  return parseDescription({ ...description, disks });
+}
+
 /** The machine of one introduction with all that belongs to it. */
 interface Built extends StandbyMachine {
   readonly machine: Machine;
   readonly outputs: Outputs;
   readonly disks: ReplicatedDisks;
-  readonly bases: Bases;
   readonly devices: OpenDevices;
-  readonly description: Description;
-  /** What each of its disks is on this host. */
-  readonly diskOptions: readonly DiskOption[];
+  /** The guest as this host will describe it to its next standby: the same machine, on the disks of this host. */
+  readonly described: MachineDescription;
   readonly images: readonly Uint8Array[];
 }
 
@@ -241,11 +253,9 @@ class Builder {
         machine,
         outputs,
         disks: recorded.disks,
-        bases: this.#bases,
         replicas,
         devices,
-        description,
-        diskOptions: options,
+        described: describedHere(description, describeStorage(options, this.#bases)),
         images,
         guest: replicatedGuest(machine),
         config: {
@@ -303,16 +313,6 @@ async function lockDisks(devices: OpenDevices, leased: boolean, log: Logger): Pr
   }
 }
 
-/** The guest as this host describes it to its next standby: the same machine on the disks of this host. */
-function describedHere({ description, diskOptions: options, bases }: Built): Description {
-  const storages = describeStorage(options, bases);
-  const disks = description.disks.map(({ base: _, ...disk }, i) => {
-    const { ft, ...here } = storages[i]!;
-    return { ...disk, ...here, ft: ft === 'auto' ? disk.ft : ft };
-  });
-  return { ...description, disks };
-}
-
 /** Runs the guest from the committed state; returns the exit status. */
 async function takeOver(
   takeover: Takeover,
@@ -323,7 +323,7 @@ async function takeOver(
   setHandler: (handler: ControlHandler, end: () => void) => void,
 ): Promise<number> {
   const built = takeover.machine as Built;
-  const { machine, outputs, disks, devices, images, guest } = built;
+  const { machine, outputs, disks, devices, described, images, guest } = built;
   const beganNs = io.monotonicNs();
   await lockDisks(devices, arbiter?.lease !== undefined, log);
   await built.replicas?.goLive(takeover.generation);
@@ -340,7 +340,7 @@ async function takeOver(
       outputs,
       disks,
       io,
-      describe: () => ({ description: describedHere(built), images }),
+      describe: () => ({ description: described, images }),
       atEnd: (close) => closers.push(close),
     },
     options.settings,

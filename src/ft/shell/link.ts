@@ -83,7 +83,7 @@ export function isLoopback(host: string): boolean {
 }
 
 /** Refuses to leave the machine without a key. @throws VmmError `FT_KEY_NEEDED` */
-export function requireKey(options: LinkOptions, what: string): void {
+export function requireKey(options: Pick<LinkOptions, 'host' | 'key'>, what: string): void {
   if (options.key === undefined && !isLoopback(options.host)) {
     throw new VmmError(
       'FT_KEY_NEEDED',
