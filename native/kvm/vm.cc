@@ -358,6 +358,7 @@ void Vm::ConsiderPlaces(Vcpu& vcpu) {
   EndNear();
 }
 
+// Threads and processes that this thread makes meanwhile inherit the one CPU: helpers are made before a guest runs.
 void Vm::StartNear(Vcpu& vcpu) {
   const int cpu = sched_getcpu();
   if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof loopHome_, &loopHome_) != 0) return;

@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { afterEach, describe, expect, it } from 'vitest';
 import { EXIT, type KvmVm } from '../../src/kvm/api.ts';
 import {
@@ -13,6 +15,8 @@ import {
   type TestGuest,
 } from './kvm-guest.ts';
 
+/** Of the thread that reads it. */
+const OWN_STATUS = '/proc/thread-self/status';
 const vms: KvmVm[] = [];
 
 function guest(...args: Parameters<typeof makeGuest>): TestGuest {
@@ -39,6 +43,29 @@ describe('exits', () => {
       true,
     );
   });
+
+  it.skipIf(availableParallelism() < 2)(
+    'a vCPU that sleeps in each of many exits shares the CPU of the loop, and gives it back',
+    async () => {
+      const cpus = () => /Cpus_allowed:\s*(\S+)/.exec(readFileSync(OWN_STATUS, 'utf8'))![1]!;
+      const before = cpus();
+      const { vm } = guest('long', [
+        ...hex('b9 d0 07 00 00'), // mov ecx, 2000
+        ...[0xe6, PORT], // again: out PORT, al
+        ...hex('ff c9 75 fa'), // dec ecx; jnz again
+        ...DONE,
+      ]);
+      vm.setSpin({ vcpuMaxUs: 0, loopMaxUs: 0 });
+      const seen = new Set<string>();
+      const exits = await runToDone(vm, () => void seen.add(cpus()));
+      expect(exits).toHaveLength(2000);
+      expect(seen.size).toBeGreaterThan(1);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      expect(cpus()).toBe(before);
+      vm.destroy();
+      expect(cpus()).toBe(before);
+    },
+  );
 
   it('port reads and writes of all sizes', async () => {
     const { vm, memory } = guest('long', [
