@@ -37,7 +37,7 @@ const NO_SEGMENTS = { addresses: new Float64Array(1), lengths: new Uint32Array(1
 /** The error of a disk operation. `code` of the VmmError: `DISK_FULL` or `DISK_IO`. */
 export function diskError(what: string, name: string, result: number): VmmError {
   return result === ERRNO.ENOSPC
-    ? new VmmError('DISK_FULL', `${name} is full: ${what} failed`)
+    ? new VmmError('DISK_FULL', `there is no room left for the disk ${name}`)
     : new VmmError('DISK_IO', `${what} ${name} failed (error ${result})`);
 }
 

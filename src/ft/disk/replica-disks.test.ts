@@ -1,0 +1,176 @@
+// What a standby does when its disks refuse, and what it refuses itself; how shared disks are told from copies.
+import { describe, expect, it } from 'vitest';
+import { CrashDisk, CrashFile, Power } from '../../../test/support/crash-media.ts';
+import { crc32c } from '../../base/crc32c.ts';
+import { VmmError } from '../../base/error.ts';
+import { BLOCK_OP, ERRNO } from '../../block/backend.ts';
+import { DISK_OP, DISK_OP_BYTES, DiskOpsReader, writeDiskOp } from '../wire/disk-ops.ts';
+import { FAULT } from '../wire/fault.ts';
+import type { Crc } from './disk-log.ts';
+import { type DiskOps, ReplicaDisks, type Room } from './replica-disks.ts';
+import { IMAGE, ReplicaRecord } from './replica-record.ts';
+import { decideStorage, type StorageIdentity, sameStorage } from './storage.ts';
+
+const crc: Crc = (bytes, offset, length, previous) =>
+  crc32c(bytes, offset, offset + length, previous);
+const BYTES = 64 * 1024;
+const VM = 'ab'.repeat(16);
+
+function write(offset: number, fill: number, length = 512): DiskOps {
+  const bytes = new Uint8Array(DISK_OP_BYTES + length).fill(fill);
+  const sum = crc32c(bytes, DISK_OP_BYTES, bytes.length);
+  writeDiskOp(bytes, 0, DISK_OP.write, sum, offset, length);
+  return { disk: 0, bytes, start: 0, end: bytes.length };
+}
+
+async function make(room?: Room) {
+  const disk = new CrashDisk(new Power(), new Uint8Array(BYTES));
+  const file = new CrashFile(new Power());
+  const record = await ReplicaRecord.open(file, crc);
+  const { access } = disk;
+  const replicas = new ReplicaDisks(
+    [{ disk: 0, id: 'disk0', access, record, room, blockSizeBytes: 512 }],
+    VM,
+    crc,
+  );
+  const told: string[] = [];
+  const flows: boolean[] = [];
+  replicas.setEvents({ flow: (pause) => flows.push(pause), failed: (why) => told.push(why) });
+  replicas.reset(3);
+  expect(await replicas.complete(11)).toBeUndefined();
+  return { disk, file, replicas, told, flows };
+}
+
+describe('copies of disks at a standby', () => {
+  it('keep an acknowledged epoch that the disk refuses, and put it in place before a guest runs', async () => {
+    const { disk, file, replicas, told } = await make();
+    await replicas.apply(11, [write(0, 1)]);
+    expect(replicas.held).toEqual({ generation: 3, id: 11 });
+    disk.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.EIO : undefined);
+    await replicas.apply(12, [write(512, 2)]);
+    await replicas.apply(13, [write(1024, 3)]);
+    expect(told).toHaveLength(1);
+    expect(told[0]).toMatch(/writing to memory failed \(error 5\)/);
+    expect(replicas.held).toBeUndefined();
+    await expect(replicas.goLive(4)).rejects.toThrow(/failed/);
+    disk.disk.fault = undefined;
+    await replicas.goLive(4);
+    expect([0, 512, 1024].map((at) => disk.disk.durable[at])).toEqual([1, 2, 3]);
+    const after = await ReplicaRecord.open(new CrashFile(new Power(), file.durable), crc);
+    expect(after.mark).toMatchObject({ state: IMAGE.live, generation: 4, vm: VM });
+    expect(after.takeRecords()).toEqual([]);
+    await replicas.close();
+  });
+
+  it('refuse an epoch for which there is no room before it is acknowledged', async () => {
+    const room: Room = {
+      ensure: (offset) => {
+        if (offset >= 4096) throw new VmmError('DISK_FULL', 'there is no room left for the disk x');
+      },
+      forget: () => {},
+      close: () => {},
+    };
+    const { replicas, told } = await make(room);
+    expect(replicas.check(write(0, 1), true)).toBeUndefined();
+    expect(replicas.check(write(4096, 1), true)).toMatchObject({
+      code: FAULT.RESOURCE_MISSING,
+      sentence: expect.stringMatching(/no room left/),
+    });
+    expect(told).toEqual([]);
+    await replicas.close();
+  });
+
+  it('refuse what is damaged, outside the disk, too long or cut', async () => {
+    const { replicas } = await make();
+    const good = write(0, 7);
+    for (let i = 0; i < good.bytes.length; i++) {
+      const bytes = good.bytes.slice();
+      bytes[i]! ^= 0x81;
+      expect(replicas.check({ ...good, bytes }, false), `byte ${i}`).toBeDefined();
+    }
+    for (let end = 1; end < good.end; end++) {
+      expect(replicas.check({ ...good, end }, false)).toBeDefined();
+    }
+    expect(replicas.check(write(BYTES, 1), false)).toBeDefined();
+    expect(replicas.check(write(BYTES - 512, 1, 1024), false)).toBeDefined();
+    expect(replicas.check(write(100, 1), false)).toBeDefined();
+    expect(replicas.check({ ...good, disk: 1 }, false)).toBeDefined();
+    const wide = new Uint8Array(DISK_OP_BYTES);
+    writeDiskOp(wide, 0, DISK_OP.writeZeroes, 0, 2 ** 52, 2 ** 52);
+    expect(new DiskOpsReader().reset(wide).next()).toBe(false);
+    await replicas.close();
+  });
+
+  it('stop a first copy that the disk refuses, and say so once', async () => {
+    const { disk, replicas, told } = await make();
+    replicas.reset(3);
+    disk.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.ENOSPC : undefined);
+    for (let i = 0; i < 20; i++) expect(replicas.copy(write(512 * i, 1))).toBeUndefined();
+    expect(await replicas.complete(20)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
+    expect(told).toEqual(['there is no room left for the disk memory']);
+    expect(replicas.held).toBeUndefined();
+    await replicas.close();
+  });
+});
+
+describe('shared or copied', () => {
+  const file = (host: string, where: string, local = true): StorageIdentity => ({
+    kind: 'file',
+    host,
+    where,
+    local,
+  });
+  const device = (host: string): StorageIdentity => ({
+    kind: 'device',
+    host,
+    where: 'device 2049',
+    local: false,
+  });
+  const nbd = (where: string): StorageIdentity => ({
+    kind: 'network',
+    host: '',
+    where,
+    local: false,
+  });
+  const ask = {
+    id: 'disk0',
+    primaryChoice: 'auto',
+    standbyChoice: 'auto',
+    locked: false,
+  } as const;
+
+  it('is known, or not, and never guessed', () => {
+    expect(sameStorage(file('a', '1:2'), file('a', '1:2'), true)).toBe(true);
+    expect(sameStorage(file('a', '1:2'), file('a', '1:3'), false)).toBe(false);
+    expect(sameStorage(file('a', '1:2'), file('b', '1:2'), false)).toBe(false);
+    expect(sameStorage(file('a', '1:2', false), file('b', '9:2', false), true)).toBe(true);
+    expect(sameStorage(file('a', '1:2', false), file('b', '9:2', false), false)).toBeUndefined();
+    expect(sameStorage(device('a'), device('b'), true)).toBeUndefined();
+    expect(sameStorage(nbd('nbd://x'), nbd('nbd://x'), false)).toBe(true);
+    expect(sameStorage(nbd('nbd://x'), file('b', '1:2'), false)).toBeUndefined();
+  });
+
+  it('is what an option says, unless that is surely wrong', () => {
+    const [here, there] = [device('a'), device('b')];
+    const decide = (primaryChoice: 'auto' | 'shared' | 'replicate', standbyChoice = 'auto') =>
+      decideStorage({
+        ...ask,
+        primary: here,
+        standby: there,
+        primaryChoice,
+        standbyChoice: standbyChoice as 'auto',
+      });
+    expect(decide('shared')).toBe(1);
+    expect(decide('replicate')).toBe(2);
+    expect(decide('auto', 'replicate')).toBe(2);
+    expect(() => decide('auto')).toThrow(/cannot be told/);
+    expect(() => decide('shared', 'replicate')).toThrow(/the primary says ft=shared/);
+    const one = file('a', '1:2');
+    expect(() =>
+      decideStorage({ ...ask, primary: one, standby: one, primaryChoice: 'replicate' }),
+    ).toThrow(/name the same storage/);
+    expect(() =>
+      decideStorage({ ...ask, primary: one, standby: undefined, primaryChoice: 'shared' }),
+    ).toThrow(/other storage/);
+  });
+});
