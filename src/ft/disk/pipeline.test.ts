@@ -310,6 +310,21 @@ describe('replicated disks', () => {
     expect(mean(delta)).toBeLessThan(mean(full) * 0.9);
   }, 60_000);
 
+  it('are copied whole when they were shared in between', async () => {
+    const rig = await run(3);
+    const { held } = rig.replica;
+    rig.disks.setStorage([STORAGE.shared], undefined);
+    rig.disks.forget();
+    for (let i = 0; i < 60; i++) rig.act();
+    rig.disks.acked(rig.epoch, rig.epoch);
+    // One that refuses answers for no disk, and changes nothing.
+    rig.disks.setStorage([], undefined);
+    expect(rig.disks.isCopied(0)).toBe(false);
+    rig.disks.setStorage([STORAGE.replicated], held);
+    rig.replica.reset(1);
+    await work(rig, 100);
+  });
+
   it('let everything go when the standby is given up, and know what it lacks', async () => {
     const rig = await run(99);
     for (let i = 0; i < 60; i++) rig.act();

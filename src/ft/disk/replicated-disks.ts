@@ -46,7 +46,7 @@ export class ReplicatedDisks {
   readonly #disks: readonly PrimaryDisk[];
   readonly #access = new Map<number, DiskAccess>();
   readonly #bases = new Map<number, DiskAccess>();
-  #storage: Storage[];
+  readonly #storage: Storage[];
   #copy: DiskCopy | undefined;
   #held: HeldCopy | undefined;
   /** Whether the marks are all that a copy as of {@link #confirmedId} lacks, together with {@link #young} and {@link #old}. */
@@ -82,12 +82,19 @@ export class ReplicatedDisks {
 
   /** What the standby says of each disk, and of what its copies hold already. */
   setStorage(storage: readonly Storage[], held: HeldCopy | undefined): void {
+    // One that refuses says nothing of disks.
+    if (storage.length !== this.#disks.length) return;
     this.#held = held;
-    this.#storage = this.#disks.map((_, i) => storage[i] ?? STORAGE.unknown);
+    for (const [i, now] of storage.entries()) {
+      // What was written while a disk was shared has not been tracked.
+      if (isReplicated(now) !== isReplicated(this.#storage[i])) this.#tracked = false;
+      this.#storage[i] = now;
+    }
   }
 
-  storage(disk: number): Storage {
-    return this.#storage[disk] ?? STORAGE.unknown;
+  /** Whether the standby that answered last has a copy of its own of a disk. */
+  isCopied(disk: number): boolean {
+    return isReplicated(this.#storage[disk]);
   }
 
   #replicated(disk: number): boolean {

@@ -10,7 +10,6 @@ import { messageOf } from '../../base/error.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { Primary } from '../core/primary.ts';
 import type { PrimaryEffect, PrimaryPhase } from '../core/primary-types.ts';
-import { isReplicated } from '../disk/storage.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
 import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
@@ -119,7 +118,9 @@ export class PrimaryShell {
         connected: (storage, held) => {
           disks?.setStorage(storage, held);
           for (const [i, disk] of outputs.disks.entries()) {
-            disk.isOutput = !isReplicated(storage[i]);
+            // While outputs wait for a standby that shares a disk, another one's copy of it lets none of them go.
+            const free = !disk.isOutput || this.primary.passing;
+            disk.isOutput = !(free && disks?.isCopied(i) === true);
           }
           this.primary.connected(this.#now());
         },
