@@ -258,6 +258,8 @@ function offer(random: Prng): Act<VirtioPciTwin> {
   const width = anySize(random);
   return (twin) => {
     const { memory } = twin;
+    // Chains that the device holds are walked again after a restore: a driver must leave them alone (2.7.13).
+    if (!sound && twin.fn.queues[index]!.inUse > 0) return;
     const at = memory.readU16(avail + 2);
     const head = sound ? at % QUEUE_SIZE : index * 5;
     memory.writeU32(desc + 16 * head, sound ? BUFFER : 0xffff_ff00);
