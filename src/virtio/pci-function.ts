@@ -6,27 +6,23 @@
  * Left out: the legacy interface (SeaBIOS, iPXE and Linux use the modern one), queue reset, notification data.
  */
 import { assert } from '../base/assert.ts';
-import { hex, sizeMask } from '../base/bits.ts';
+import { sizeMask } from '../base/bits.ts';
 import type { Clock } from '../base/clock.ts';
-import { VmmError } from '../base/error.ts';
 import { GuestComplaints, type Logger } from '../base/log.ts';
 import type { Device } from '../bus/device.ts';
-import type { Doorbell, DoorbellRegistrar } from '../bus/doorbell.ts';
+import type { DoorbellRegistrar } from '../bus/doorbell.ts';
 import type { AccessSize, IoRegion } from '../bus/io-bus.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import {
-  type CapabilityOptions,
-  PciFunction,
-  type PciFunctionState,
-  pciFunctionCodec,
-} from '../pci/function.ts';
-import { PCI_CAP, PCI_COMMAND, PCI_REG } from '../pci/spec.ts';
-import { array, bool, type Codec, struct, u8, u16, u32 } from '../snapshot/codec.ts';
+import { PciFunction, pciFunctionCodec } from '../pci/function.ts';
+import { PCI_COMMAND, PCI_REG } from '../pci/spec.ts';
+import { array } from '../snapshot/codec.ts';
 import { requireState, type Schema, schema } from '../snapshot/schema.ts';
 import type { VirtioDevice, VirtioTransport } from './device.ts';
-import { VirtQueue, type VirtQueueState, virtQueueCodec } from './queue.ts';
+import { MAX_QUEUES, transportCodec, type VirtioPciState } from './pci-state.ts';
+import { AccessWindow, NOTIFY_MULTIPLIER, PLACE, virtioCapabilities } from './pci-window.ts';
+import { VirtQueue, virtQueueCodec } from './queue.ts';
+import { QueueDoorbells } from './queue-doorbells.ts';
 import {
-  CAP_TYPE,
   COMMON,
   FEATURE,
   type FeatureSet,
@@ -51,57 +47,6 @@ export interface VirtioPciOptions<S> {
   readonly rom?: Uint8Array;
 }
 
-/** Saved registers of the transport. */
-export interface VirtioTransportState {
-  status: number;
-  /** The driver asked for a reset that has not finished. */
-  resetting: boolean;
-  deviceFeatureSelect: number;
-  driverFeatureSelect: number;
-  driverFeaturesLow: number;
-  driverFeaturesHigh: number;
-  configVector: number;
-  configGeneration: number;
-  queueSelect: number;
-  isr: number;
-  queueVectors: number[];
-}
-
-/** Saved state of a virtio device on PCI. */
-export interface VirtioPciState<S> {
-  pci: PciFunctionState;
-  transport: VirtioTransportState;
-  queues: VirtQueueState[];
-  device: S;
-}
-
-const MAX_QUEUES = 64;
-
-const transportCodec: Codec<VirtioTransportState> = struct<VirtioTransportState>({
-  status: u8,
-  resetting: bool,
-  deviceFeatureSelect: u32,
-  driverFeatureSelect: u32,
-  driverFeaturesLow: u32,
-  driverFeaturesHigh: u32,
-  configVector: u16,
-  configGeneration: u8,
-  queueSelect: u16,
-  isr: u8,
-  queueVectors: array(u16, MAX_QUEUES),
-});
-
-/** Places of the structures in BAR 0, one page each. */
-const PLACE = {
-  common: 0x0000,
-  isr: 0x1000,
-  device: 0x2000,
-  notify: 0x3000,
-  bytes: 0x4000,
-} as const;
-const NOTIFY_MULTIPLIER = 4;
-/** `pci_cfg_data` in the configuration access capability (VIRTIO 1.2, 4.1.4.9). */
-const PCI_ACCESS = { bar: 4, offset: 8, length: 12, data: 16 } as const;
 const ADDRESS_HIGH_MASK = 0xf_ffff;
 
 export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTransport {
@@ -111,12 +56,11 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   readonly pci: PciFunction;
   readonly queues: readonly VirtQueue[];
   readonly #device: VirtioDevice<S>;
-  readonly #doorbells: DoorbellRegistrar | undefined;
   readonly #complaints: GuestComplaints;
   readonly #offered: FeatureSet;
   readonly #bar: IoRegion;
-  readonly #access: number;
-  readonly #rings: (Doorbell | undefined)[];
+  readonly #window: AccessWindow;
+  readonly #rings: QueueDoorbells;
   readonly #queueVectors: Uint16Array;
   #barBase: number | undefined;
   #features: FeatureSet = featureSet();
@@ -136,7 +80,6 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     const { device, memory, clock, log, doorbells, rom } = options;
     this.id = device.id;
     this.#device = device;
-    this.#doorbells = doorbells;
     this.#complaints = new GuestComplaints(log, clock, device.id);
     const ring = featureSet(FEATURE.indirect, FEATURE.eventIdx, FEATURE.version1);
     this.#offered = {
@@ -147,7 +90,10 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     this.queues = device.queueSizes.map(
       (size, index) => new VirtQueue(memory, size, (why) => this.fail(`queue ${index}: ${why}`)),
     );
-    this.#rings = this.queues.map(() => undefined);
+    this.#rings = new QueueDoorbells(this.queues, doorbells, {
+      ring: (index) => this.#notify(index),
+      refused: (why) => this.complain(why),
+    });
     this.#queueVectors = new Uint16Array(this.queues.length).fill(NO_VECTOR);
     this.#bar = {
       name: device.id,
@@ -173,12 +119,12 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
         },
       ],
       msix: { vectors: this.queues.length + 1, bar: 1 },
-      capabilities: this.#capabilities(),
+      capabilities: virtioCapabilities(this.queues.length, device.config.length),
       ...(rom === undefined ? {} : { rom }),
     });
-    this.#access = this.#findAccessCapability();
+    this.#window = new AccessWindow(this.pci, this.#bar);
     this.pci.hooks = {
-      configRead: (offset, size) => this.#configRead(offset, size),
+      configRead: (offset, size) => this.#window.read(offset, size),
       configWritten: (offset, size) => this.#configWritten(offset, size),
     };
     this.schema = schema<VirtioPciState<S>>(device.kind, device.version, {
@@ -235,7 +181,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   }
 
   reset(): void {
-    this.#dropDoorbells();
+    this.#rings.drop();
     this.#clear();
     this.#status = 0;
     this.#resetting = false;
@@ -289,7 +235,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     assert(this.#paused, 'state is loaded while paused');
     this.check(state);
     const { transport } = state;
-    this.#dropDoorbells();
+    this.#rings.drop();
     this.#status = transport.status;
     this.#resetting = transport.resetting;
     this.#deviceFeatureSelect = transport.deviceFeatureSelect;
@@ -360,35 +306,14 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
 
   #moved(base: number | undefined): void {
     this.#barBase = base;
-    this.#dropDoorbells();
+    this.#rings.drop();
     this.#placeDoorbells();
   }
 
   #placeDoorbells(): void {
     if (this.#barBase === undefined || (this.#status & STATUS.driverOk) === 0) return;
     if (this.#resetting) return;
-    for (let i = 0; i < this.queues.length; i++) {
-      if (!this.queues[i]!.enabled || this.#rings[i] !== undefined) continue;
-      this.#rings[i] = this.#ring(this.#barBase + PLACE.notify + NOTIFY_MULTIPLIER * i, i);
-    }
-  }
-
-  /** A doorbell, or undefined where the host refuses it: a guest may put two BARs at one address. */
-  #ring(address: number, index: number): Doorbell | undefined {
-    try {
-      return this.#doorbells?.add(address, () => this.#notify(index));
-    } catch (error) {
-      if (!(error instanceof VmmError)) throw error;
-      this.complain(`no doorbell at ${hex(address)}: ${error.message}`);
-      return undefined;
-    }
-  }
-
-  #dropDoorbells(): void {
-    for (let i = 0; i < this.#rings.length; i++) {
-      this.#rings[i]?.remove();
-      this.#rings[i] = undefined;
-    }
+    this.#rings.place(this.#barBase + PLACE.notify);
   }
 
   // Device status and features.
@@ -423,7 +348,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
 
   #driverReset(): void {
     if (this.#status === 0) return;
-    this.#dropDoorbells();
+    this.#rings.drop();
     this.#clear();
     // The driver waits until it reads 0 (4.1.4.3.2): that is when no buffer of its can be touched any more.
     if (this.#device.stop()) this.#status = 0;
@@ -639,62 +564,6 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
 
   // Configuration space.
 
-  #capabilities(): CapabilityOptions[] {
-    const notifyBytes = NOTIFY_MULTIPLIER * this.queues.length;
-    const multiplier = new Uint8Array(4);
-    new DataView(multiplier.buffer).setUint32(0, NOTIFY_MULTIPLIER, true);
-    const configBytes = Math.max(4, this.#device.config.length);
-    // Of the access capability: bar, offset, length and data (4.1.4.9).
-    const accessMask = new Uint8Array(18).fill(0xff, 6);
-    accessMask[PCI_ACCESS.bar - 2] = 0xff;
-    return [
-      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.common, PLACE.common, COMMON.bytes) },
-      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.isr, PLACE.isr, 1) },
-      { id: PCI_CAP.vendor, body: capability(CAP_TYPE.device, PLACE.device, configBytes) },
-      {
-        id: PCI_CAP.vendor,
-        body: capability(CAP_TYPE.notify, PLACE.notify, notifyBytes, multiplier),
-      },
-      {
-        id: PCI_CAP.vendor,
-        body: capability(CAP_TYPE.pciAccess, 0, 0, new Uint8Array(4)),
-        writeMask: accessMask,
-      },
-    ];
-  }
-
-  #findAccessCapability(): number {
-    let at = this.pci.read16(PCI_REG.capabilities) & 0xff;
-    while (at !== 0) {
-      const isVendor = (this.pci.read16(at) & 0xff) === PCI_CAP.vendor;
-      if (isVendor && this.pci.read16(at + 2) >>> 8 === CAP_TYPE.pciAccess) return at;
-      at = this.pci.read16(at) >>> 8;
-    }
-    return 0;
-  }
-
-  /** The window's target as the guest set it, or -1 when it names nothing that could be accessed. */
-  #accessOffset(): number {
-    const bar = this.pci.read16(this.#access + PCI_ACCESS.bar) & 0xff;
-    const offset = this.pci.read32(this.#access + PCI_ACCESS.offset);
-    const length = this.pci.read32(this.#access + PCI_ACCESS.length);
-    const sane = length === 1 || length === 2 || length === 4;
-    return bar === 0 && sane && offset % length === 0 && offset < PLACE.bytes ? offset : -1;
-  }
-
-  #touchesAccessData(offset: number, size: number): boolean {
-    const data = this.#access + PCI_ACCESS.data;
-    return offset < data + 4 && offset + size > data;
-  }
-
-  #configRead(offset: number, size: AccessSize): void {
-    if (!this.#touchesAccessData(offset, size)) return;
-    const target = this.#accessOffset();
-    if (target < 0) return;
-    const length = this.pci.read32(this.#access + PCI_ACCESS.length) as AccessSize;
-    this.pci.poke(this.#access + PCI_ACCESS.data, length, this.#bar.read(target, length));
-  }
-
   #configWritten(offset: number, size: AccessSize): void {
     if (offset < PCI_REG.status) {
       const now = (this.pci.command & PCI_COMMAND.busMaster) !== 0;
@@ -702,28 +571,9 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
       this.#busMaster = now;
       if (risen) this.kick();
     }
-    if (!this.#touchesAccessData(offset, size)) return;
-    const target = this.#accessOffset();
-    if (target < 0) return;
-    const length = this.pci.read32(this.#access + PCI_ACCESS.length) as AccessSize;
-    const data = this.pci.read32(this.#access + PCI_ACCESS.data);
-    this.#bar.write(target, length, (data & sizeMask(length)) >>> 0);
+    this.#window.written(offset, size);
   }
 }
-
-/** A `virtio_pci_cap` from its third byte on (VIRTIO 1.2, 4.1.4). */
-function capability(type: number, offset: number, length: number, tail = NOTHING): Uint8Array {
-  const body = new Uint8Array(14 + tail.length);
-  const view = new DataView(body.buffer);
-  view.setUint8(0, body.length + 2);
-  view.setUint8(1, type);
-  view.setUint32(6, offset, true);
-  view.setUint32(10, length, true);
-  body.set(tail, 14);
-  return body;
-}
-
-const NOTHING = new Uint8Array(0);
 
 function word(set: FeatureSet, select: number): number {
   return select === 0 ? set.low : select === 1 ? set.high : 0;
