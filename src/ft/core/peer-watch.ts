@@ -21,6 +21,8 @@ export class PeerWatch {
   readonly #liveness: Liveness;
   #connected = false;
   #streamOpen = false;
+  /** An attempt to connect has not ended yet, or is the next thing to come. */
+  #dialling = false;
   #dialAtNs = Number.NEGATIVE_INFINITY;
   #lostSinceNs = NEVER;
   /** When time was last looked at: a long gap means that this side was stopped. */
@@ -48,6 +50,7 @@ export class PeerWatch {
   /** A connection is up; HELLO waits for its answer. */
   connect(nowNs: number): void {
     this.#connected = true;
+    this.#dialling = false;
     this.#answerSinceNs = nowNs;
     this.#liveness.start(nowNs);
   }
@@ -63,6 +66,8 @@ export class PeerWatch {
   lost(nowNs: number): void {
     // A stream that was open is dialled again at once: a standby that has taken over says so before this side goes on alone.
     if (this.#connected && !this.#streamOpen) this.#dialAtNs = nowNs + this.#config.reconnectNs;
+    // After a connection another one is going to be tried.
+    this.#dialling = this.#connected;
     this.#connected = false;
     this.#streamOpen = false;
     this.#epochSinceNs = NEVER;
@@ -84,7 +89,22 @@ export class PeerWatch {
   dialDue(nowNs: number): boolean {
     if (this.#connected || nowNs < this.#dialAtNs) return false;
     this.#dialAtNs = nowNs + this.#config.reconnectNs;
+    this.#dialling = true;
     return true;
+  }
+
+  /** The attempt to connect has failed: nobody is there. */
+  dialFailed(): void {
+    this.#dialling = false;
+  }
+
+  /**
+   * Whether the peer may be about to say how things stand: it is connected and its HELLO is due, or an attempt to connect is under
+   * way and the peer has not been lost for as long as a silence lasts.
+   */
+  aboutToSpeak(nowNs: number): boolean {
+    if (this.#connected) return true;
+    return this.#dialling && this.lostForNs(nowNs) < this.#config.liveness.deadlineNs;
   }
 
   /** Something was heard. */

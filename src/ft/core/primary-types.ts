@@ -30,7 +30,7 @@ export interface PrimaryConfig {
 export type PrimaryEffect =
   | SenderEffect
   | ArbiterEffect
-  /** Try to connect to the standby; report `connected`, or nothing. */
+  /** Try to connect to the standby; report `connected`, or `dialFailed` where that is known. */
   | { readonly type: 'connect' }
   /**
    * Take a checkpoint. Duty, in order: stop the vCPUs at a completed boundary, drain I/O completions, call

@@ -318,6 +318,35 @@ describe('Primary', () => {
     expect(sent().slice(5)).toEqual(['BEGIN 3/1', 'COMMIT 3/0']);
   });
 
+  it('does not go on alone without an arbiter while the peer may be about to say that it has taken over', () => {
+    const lose = (): Rig => {
+      const rig = new Rig({ authority: { arbiter: false, onPeerLoss: 'go-on', retryNs: 100 } });
+      rig.tick(0);
+      rig.join({ arbiter: ARBITER.lock });
+      rig.primary.synchronised(rig.now);
+      rig.run();
+      rig.ack(1);
+      rig.frame(1);
+      rig.outside.length = 0;
+      rig.primary.disconnected(rig.now);
+      rig.tick(2000);
+      expect([rig.primary.phase, rig.outside]).toEqual(['lost', []]);
+      return rig;
+    };
+    const nobody = lose();
+    nobody.primary.dialFailed(nobody.now);
+    nobody.run();
+    expect([nobody.primary.phase, nobody.outside]).toEqual(['alone', ['frame 1']]);
+    const hung = lose();
+    hung.tick(1e7);
+    expect(hung.primary.phase).toBe('alone');
+    const taken = lose();
+    taken.primary.connected(taken.now);
+    taken.tick(1e5);
+    taken.hear({ cmd: 'NACK', generation: 4, code: FAULT.TAKEN_OVER, sentence: '' });
+    expect([taken.primary.phase, taken.outside]).toEqual(['fenced', []]);
+  });
+
   it('takes an overdue ACK for the loss of the peer, although it still speaks', () => {
     const r = new Rig();
     r.protected();

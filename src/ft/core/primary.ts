@@ -86,6 +86,12 @@ export class Primary {
     this.#settle(nowNs);
   }
 
+  /** The attempt to connect that was asked for has failed: nobody listens there. */
+  dialFailed(nowNs: number): void {
+    this.#peer.dialFailed();
+    this.#settle(nowNs);
+  }
+
   /** The connection is gone. */
   disconnected(nowNs: number): void {
     this.#connectionLost(nowNs);
@@ -463,8 +469,8 @@ export class Primary {
     }
     if (this.#passing || this.#peer.streamOpen) return;
     if (this.#peer.lostForNs(nowNs) < this.#config.graceNs) return;
-    // A connection is up again: what its HELLO says comes first. If it says nothing, it is silent soon.
-    if (this.#peer.connected && !this.#config.authority.arbiter) return;
+    // With nobody else to ask, what the peer is about to say comes first: it may have taken over.
+    if (this.#peer.aboutToSpeak(nowNs) && !this.#config.authority.arbiter) return;
     if (this.#intent?.kind === 'hand' && this.#config.authority.arbiter) {
       if (this.authority.handing) {
         this.#takingBack = true;

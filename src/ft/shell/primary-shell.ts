@@ -140,7 +140,11 @@ export class PrimaryShell {
           this.#run();
         },
         disconnected: (why) => this.#disconnected(why),
-        failed: (why) => this.#peers.failed(`cannot be reached: ${why}`),
+        failed: (why) => {
+          this.#peers.failed(`cannot be reached: ${why}`);
+          this.primary.dialFailed(this.#now());
+          this.#schedule();
+        },
         settled: () => this.#run(),
       },
     );
