@@ -25,11 +25,22 @@ export const FAULTS = [
   'hasty-order',
 ] as const;
 
-export type FaultKind = (typeof FAULTS)[number];
+/** What can befall an arbiter with leases, or be done to it. */
+const LEASE_FAULTS = [
+  /** One host does not reach the store. */
+  'store-cut',
+  'store-slow',
+  /** An operator starts the guest anew on the other host although it may still run: the arbiter has to see to it. */
+  'start-elsewhere',
+] as const;
+
+export type FaultKind = (typeof FAULTS)[number] | (typeof LEASE_FAULTS)[number];
 
 export interface Config {
   readonly policy: PolicyConfig;
   readonly arbiter: boolean;
+  /** The arbiter gives leases, instead of a lock. */
+  readonly leases: boolean;
   readonly primaryGoesOn: boolean;
   /** By policy, without an arbiter: not for guests on a shared disk, so these guests have none. */
   readonly standbyTakesOver: boolean;
@@ -52,12 +63,20 @@ export interface Config {
 
 const POLICIES: readonly PolicyName[] = ['kemari', 'periodic', 'adaptive'];
 
-/** Draws a configuration. Faults are drawn as a subset, so that rare combinations are not drowned by common ones. */
-export function drawConfig(prng: Prng): Config {
+/** Of seeds with an arbiter, how many have one with leases. */
+const LEASES = 0.5;
+
+/**
+ * Draws a configuration. Faults are drawn as a subset, so that rare combinations are not drowned by common ones.
+ * @param onlyLeases whether every arbiter is one with leases, where what is looked for is there
+ */
+export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Config {
   const arbiter = prng.chance(0.7);
   const primaryGoesOn = prng.chance(arbiter ? 0.85 : 0.5);
   const standbyTakesOver = !arbiter && !primaryGoesOn && prng.chance(0.5);
-  const faults = FAULTS.filter(() => prng.chance(0.35));
+  const faults: FaultKind[] = FAULTS.filter(() => prng.chance(0.35));
+  const leases = arbiter && leasePrng.chance(onlyLeases ? 1 : LEASES);
+  if (leases) faults.push(...LEASE_FAULTS.filter(() => leasePrng.chance(0.35)));
   return {
     policy: {
       ...POLICY_DEFAULTS,
@@ -69,6 +88,7 @@ export function drawConfig(prng: Prng): Config {
       preCopyPagesMin: prng.pick([1, 4, 100]),
     },
     arbiter,
+    leases,
     primaryGoesOn,
     standbyTakesOver,
     delay: prng.between(10, 120),

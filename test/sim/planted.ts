@@ -6,6 +6,7 @@
 import type { EffectQueue } from '../../src/ft/core/effects.ts';
 import type { EventTap } from '../../src/ft/core/event-tap.ts';
 import { PrimaryAuthority, StandbyAuthority } from '../../src/ft/core/failover.ts';
+import { LeaseArbiter, type LeaseConfig } from '../../src/ft/core/lease-arbiter.ts';
 import { Primary } from '../../src/ft/core/primary.ts';
 import type { PrimaryConfig, PrimaryParts } from '../../src/ft/core/primary-types.ts';
 import { Receiver, type ReceiverEffect } from '../../src/ft/core/receiver.ts';
@@ -56,6 +57,16 @@ export const PLANTED = {
   'returned-pages-lost': 300,
   /** What a device wrote into memory is not in the dirty set. */
   'device-writes-not-dirty': 100,
+  /** A lease counts from the answer to the beat, not from the beat's sending. */
+  'lease-from-answer': 1000,
+  /** Outputs go on until the very end of the lease, as if all clocks ran alike. */
+  'lease-without-margin': 3000,
+  /** The guest is taken without naming the revisions that were seen. */
+  'takeover-without-transaction': 300,
+  /** The guest is taken when its owner has been silent for a quarter of its lease. */
+  'lease-cut-short': 3000,
+  /** The lease is looked at on the tick, and outputs are released by what was seen then. */
+  'lease-checked-too-early': 300,
   /** A page that was sent ahead of the capture and written again after that is not sent again. */
   'ahead-not-resent': 100,
   /** A page sent a second time within a transaction is a delta to the first time, which has not committed. */
@@ -66,6 +77,69 @@ export const PLANTED = {
 
 /** Name of a planted bug. */
 export type Planted = keyof typeof PLANTED;
+
+/** Those that are about leases. */
+export const LEASE_BUGS: readonly Planted[] = [
+  'lease-from-answer',
+  'lease-without-margin',
+  'takeover-without-transaction',
+  'lease-cut-short',
+  'lease-checked-too-early',
+];
+
+/** A planted revision that fits every other. */
+export const ANY_REVISION = -1;
+
+class LateLease extends LeaseArbiter {
+  protected override leaseFrom(_sentNs: number, answeredNs: number): number {
+    return answeredNs;
+  }
+}
+
+class GreedyLease extends LeaseArbiter {
+  protected override margin(): number {
+    return 0;
+  }
+}
+
+class RudeLease extends LeaseArbiter {
+  protected override expected(): { recordRevision: number; ownerRevision: number } {
+    return { recordRevision: ANY_REVISION, ownerRevision: ANY_REVISION };
+  }
+}
+
+class HastyLease extends LeaseArbiter {
+  protected override leaseIsOver(leaseNs: number, sinceNs: number, nowNs: number): boolean {
+    return super.leaseIsOver(leaseNs / 4, sinceNs, nowNs);
+  }
+}
+
+class AbsentMindedAuthority extends PrimaryAuthority {
+  #seen = true;
+  override tick(nowNs: number): void {
+    this.#seen = super.leaseValid(nowNs);
+    super.tick(nowNs);
+  }
+  override leaseValid(_nowNs: number): boolean {
+    return this.#seen;
+  }
+}
+
+/** A lease machine, with the bug if it is one of its. */
+export function makeLeaseArbiter(bug: Planted | undefined, config: LeaseConfig): LeaseArbiter {
+  switch (bug) {
+    case 'lease-from-answer':
+      return new LateLease(config);
+    case 'lease-without-margin':
+      return new GreedyLease(config);
+    case 'takeover-without-transaction':
+      return new RudeLease(config);
+    case 'lease-cut-short':
+      return new HastyLease(config);
+    default:
+      return new LeaseArbiter(config);
+  }
+}
 
 class EagerPrimary extends Primary {
   protected override releasableEpoch(): number {
@@ -133,7 +207,10 @@ export function makePrimary(
   const parts: PrimaryParts = {
     sender: (hello, out: EffectQueue<SenderEffect>) =>
       bug === 'ack-of-other-generation' ? new CredulousSender(hello, out) : new Sender(hello, out),
-    authority: (generation, authority, out) => new PrimaryAuthority(generation, authority, out),
+    authority: (generation, authority, out) =>
+      bug === 'lease-checked-too-early'
+        ? new AbsentMindedAuthority(generation, authority, out)
+        : new PrimaryAuthority(generation, authority, out),
   };
   if (bug === 'release-before-ack') return new EagerPrimary(config, tap, parts);
   if (bug === 'unprotected-before-record') return new RashPrimary(config, tap, parts);

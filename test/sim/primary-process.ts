@@ -24,6 +24,7 @@ import {
   type SimGuest,
   SLOT_OP,
 } from './guest.ts';
+import type { LeaseClient, LeaseUser } from './lease-store.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser, DiskUser } from './outside.ts';
 import { makePrimary } from './planted.ts';
@@ -73,12 +74,16 @@ function section(type: number, instance: number, body: Uint8Array, version = 1):
 
 export class PrimaryProcess
   extends SimProcess
-  implements ArbiterUser, DiskUser, TapSink, GuestDevices
+  implements ArbiterUser, DiskUser, LeaseUser, TapSink, GuestDevices
 {
   readonly guest: SimGuest;
   readonly tap: EventTap;
   readonly machine: Primary;
   readonly generation: number;
+  /** Where the arbiter gives leases. */
+  readonly client: LeaseClient | undefined;
+  /** Outputs that were released after the lease's end. */
+  readonly #parked: (() => void)[] = [];
   readonly #staging = new Map<number, Staging>();
   readonly #encoder = new PageEncoder(PAGES, PAGE_BYTES);
   readonly #chunks = new Map<number, Uint8Array>();
@@ -102,8 +107,11 @@ export class PrimaryProcess
     generation: number,
     guest: SimGuest,
     firstSeq: number,
+    client?: LeaseClient,
   ) {
     super(world, host, instance);
+    this.client = client;
+    if (client !== undefined) this.keepClock(client.user);
     this.generation = generation;
     this.guest = guest;
     guest.attach(this);
@@ -118,6 +126,10 @@ export class PrimaryProcess
     this.tap = new EventTap(tapConfig, this, () => this.machine.held(this.now), firstSeq);
     const config = world.primaryConfig(this, generation);
     this.machine = makePrimary(world.bug, config, this.tap);
+    if (client !== undefined) {
+      client.user = this;
+      this.machine.leaseExtended(client.untilNs, this.now);
+    }
     this.post(0, () => this.#tick());
     this.post(world.prng.below(50), () => this.#guestStep());
   }
@@ -135,7 +147,23 @@ export class PrimaryProcess
     return this.alive && !this.over;
   }
 
+  /** Whether outputs may leave now: asked in front of each. */
+  get #leased(): boolean {
+    if (this.client === undefined || this.world.bug === 'lease-checked-too-early') return true;
+    return this.now < this.client.untilNs;
+  }
+
+  leaseChanged(untilNs: number): void {
+    this.machine.leaseExtended(untilNs, this.now);
+    if (this.#leased) for (const output of this.#parked.splice(0)) output();
+  }
+
+  superseded(generation: number): void {
+    this.machine.superseded(generation, this.now);
+  }
+
   #tick(): void {
+    this.client?.tick();
     this.machine.tick(this.now);
     if (!this.over) this.post(this.world.config.tick, () => this.#tick());
   }
@@ -160,6 +188,7 @@ export class PrimaryProcess
 
   send(frame: Uint32Array, step: number): boolean {
     if (!this.tap.holding) {
+      if (!this.#leased) return false;
       this.#showFrame(frame, step);
       return true;
     }
@@ -210,14 +239,24 @@ export class PrimaryProcess
 
   #showFrame(frame: Uint32Array, step: number): void {
     if (!this.alive) return;
+    if (!this.#leased) {
+      this.#parked.push(() => this.#showFrame(frame, step));
+      return;
+    }
     this.world.checker.output(this, 'frame', step);
     this.world.toClient(frame.slice());
   }
 
-  #submit(slot: number): void {
+  /** @param early given to the disk while outputs passed, but the lease was over then */
+  #submit(slot: number, early = false): void {
     if (!this.alive) return;
+    if (!this.#leased) {
+      const passed = early || !this.tap.holding;
+      this.#parked.push(() => this.#submit(slot, passed));
+      return;
+    }
     const request = this.#requests[slot]!;
-    this.world.checker.output(this, 'disk request', request.step);
+    this.world.checker.output(this, 'disk request', request.step, early);
     this.world.disk.submit(this, slot, request.op, request.sector, request.value);
   }
 
@@ -366,7 +405,8 @@ export class PrimaryProcess
         this.post(this.world.prng.below(300), () => this.die(false));
         break;
       case 'arbiter':
-        this.world.arbiter.request(this, e.ticket, e.request);
+        if (this.client === undefined) this.world.arbiter.request(this, e.ticket, e.request);
+        else this.client.request(e.ticket, e.request);
         break;
       case 'phase':
         this.world.note(this, e.phase);

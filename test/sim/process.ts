@@ -19,14 +19,17 @@ export abstract class SimProcess implements Endpoint {
   connection: Connection | undefined;
   #frozen = false;
   readonly #deferred: (() => void)[] = [];
-  readonly #rate: number;
-  readonly #offset: number;
+  #rate: number;
+  #offset: number;
 
   constructor(world: World, host: number, instance: string) {
     this.world = world;
     this.host = host;
     this.instance = instance;
-    this.#rate = 0.95 + world.prng.below(100) / 1000;
+    // Where leases are measured, clocks differ more.
+    this.#rate = world.config.leases
+      ? 0.9 + world.prng.below(200) / 1000
+      : 0.95 + world.prng.below(100) / 1000;
     this.#offset = world.prng.below(1_000_000);
   }
 
@@ -35,6 +38,12 @@ export abstract class SimProcess implements Endpoint {
   /** This process's own monotonic clock. */
   get now(): number {
     return this.world.schedule.now * this.#rate + this.#offset;
+  }
+
+  /** This is the same process as `other`, in another role. */
+  protected keepClock(other: SimProcess): void {
+    this.#rate = other.#rate;
+    this.#offset = other.#offset;
   }
 
   get frozen(): boolean {

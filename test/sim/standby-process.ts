@@ -13,6 +13,7 @@ import { decodePages, PAGE_ERROR, PAGES_VERSION } from '../../src/ft/wire/page-s
 import { SectionReader } from '../../src/ft/wire/sections.ts';
 import { SECTION } from '../../src/ft/wire/spec.ts';
 import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
+import { LeaseClient, type LeaseUser } from './lease-store.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser } from './outside.ts';
 import { makeStandby } from './planted.ts';
@@ -32,7 +33,8 @@ interface Transaction {
   log: Uint8Array;
 }
 
-export class StandbyProcess extends SimProcess implements ArbiterUser {
+export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser {
+  readonly client: LeaseClient | undefined;
   readonly machine: Standby;
   readonly #memory = new Uint8Array(PAGES * PAGE_BYTES);
   #regs: number[] = [0, 0];
@@ -51,6 +53,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
   constructor(world: World, host: number, instance: string) {
     super(world, host, instance);
     this.#replay = new TapReplay(world.config.tapBytes);
+    if (world.config.leases) this.client = new LeaseClient(this, world.bug);
     this.machine = makeStandby(world.bug, world.standbyConfig(this));
     this.post(0, () => this.#tick());
   }
@@ -59,7 +62,11 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
     return `host-${'ab'[this.host]}/standby`;
   }
 
+  leaseChanged(): void {}
+  superseded(): void {}
+
   #tick(): void {
+    this.client?.tick();
     this.machine.tick(this.now);
     this.post(this.world.config.tick, () => this.#tick());
   }
@@ -179,7 +186,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
         this.#readOn();
         break;
       case 'arbiter':
-        this.world.arbiter.request(this, e.ticket, e.request);
+        if (this.client === undefined) this.world.arbiter.request(this, e.ticket, e.request);
+        else this.client.request(e.ticket, e.request);
         break;
       case 'take-over':
         this.#takeOver(e.generation);
@@ -370,7 +378,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser {
     guest.loadNic(this.#nic);
     guest.loadDisk(this.#disk);
     const { host, instance } = this;
-    const next = new PrimaryProcess(world, host, instance, generation, guest, this.#replay.nextSeq);
+    const { nextSeq } = this.#replay;
+    const next = new PrimaryProcess(
+      ...([world, host, instance, generation, guest, nextSeq, this.client] as const),
+    );
     world.replaced(this, next);
     if (world.bug !== 'no-replay') {
       this.#replay.replay({

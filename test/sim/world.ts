@@ -15,9 +15,10 @@ import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';
 import { Checker, OutsideView, Violation } from './checkers.ts';
 import { type Config, drawConfig } from './config.ts';
 import { mix, PAGE_BYTES, SECTORS, SimGuest } from './guest.ts';
+import { type LeaseClient, LeaseStore, StartingProcess } from './lease-store.ts';
 import { Connection, type Network } from './network.ts';
 import { LockArbiter, SharedDisk } from './outside.ts';
-import type { Planted } from './planted.ts';
+import { LEASE_BUGS, type Planted } from './planted.ts';
 import { PrimaryProcess } from './primary-process.ts';
 import type { SimProcess } from './process.ts';
 import { Schedule } from './schedule.ts';
@@ -37,6 +38,9 @@ export interface Tally {
   time: number;
 }
 
+/** Sets the draws for leases apart from the others. */
+const LEASE_SEED = 2 ** 41;
+
 const HEX = (n: number, digits: number): string => n.toString(16).padStart(digits, '0');
 
 export class World {
@@ -48,6 +52,8 @@ export class World {
   readonly client = new OutsideView();
   readonly disk: SharedDisk;
   readonly arbiter: LockArbiter;
+  /** The arbiter with leases, where the seed has that one. */
+  readonly leases: LeaseStore;
   readonly network: Network;
   readonly tally: Tally;
   readonly trace: string[] | undefined;
@@ -71,9 +77,15 @@ export class World {
     this.prng = new Prng(seed);
     this.bug = bug;
     this.trace = trace;
-    this.config = drawConfig(this.prng);
+    // Leases came later: what is drawn for them leaves the draws of older seeds as they were.
+    this.config = drawConfig(
+      this.prng,
+      new Prng(seed + LEASE_SEED),
+      bug !== undefined && LEASE_BUGS.includes(bug),
+    );
     this.disk = new SharedDisk(this.schedule, this.prng);
     this.arbiter = new LockArbiter(this.schedule, this.prng);
+    this.leases = new LeaseStore(this.schedule, this.prng);
     this.network = {
       schedule: this.schedule,
       prng: this.prng,
@@ -96,7 +108,9 @@ export class World {
       time: 0,
     };
     this.checker.lateFramesAllowed = this.config.standbyTakesOver;
-    if (this.config.arbiter) this.checker.recordedInSync = () => this.arbiter.inSync;
+    if (this.config.leases) {
+      this.checker.recordedInSync = () => this.leases.state.record?.inSync ?? '';
+    } else if (this.config.arbiter) this.checker.recordedInSync = () => this.arbiter.inSync;
   }
 
   /** Runs the seed to its end. @throws Violation when a promise is broken */
@@ -130,6 +144,7 @@ export class World {
   #complain(answeredBefore: number): never {
     const who = this.#processes.map((p) => {
       if (p === undefined) return 'nobody';
+      if (p instanceof StartingProcess) return p.name;
       if (p instanceof PrimaryProcess) {
         const { machine, tap } = p;
         return `${p.name} ${machine.phase} gen ${p.generation}, holds ${tap.heldCount}+${tap.blockCount}, ${machine.sender.inFlight} in flight, recorded ${machine.authority.recorded}`;
@@ -139,7 +154,7 @@ export class World {
     });
     throw new Violation(
       'R7',
-      `no recovery after healing: ${who.join(', ')}; ${this.client.answered - answeredBefore} answers, arbiter ${JSON.stringify([this.arbiter.generation, this.arbiter.inSync, this.arbiter.holder?.instance])}`,
+      `no recovery after healing: ${who.join(', ')}; ${this.client.answered - answeredBefore} answers, arbiter ${JSON.stringify([this.arbiter.generation, this.arbiter.inSync, this.arbiter.holder?.instance, this.leases.state])}`,
     );
   }
 
@@ -172,20 +187,38 @@ export class World {
   #coldStart(host: number): void {
     this.#stopStandbys();
     this.#processes[host]?.die(false);
+    this.#downUntil[host] = 0;
+    if (this.config.leases) {
+      const starting = new StartingProcess(this, host, this.#newInstance());
+      this.#processes[host] = starting;
+      this.log(`operator wants the guest on ${starting.name}`);
+      return;
+    }
+    const generation = Math.max(this.#generation, this.arbiter.generation) + 1;
+    this.arbiter.start(this.#boot(host, this.#newInstance(), generation), generation);
+  }
+
+  /** The arbiter lets a guest start in this process. */
+  began(from: StartingProcess, generation: number): void {
+    from.alive = false;
+    this.#boot(from.host, from.instance, generation, from.client);
+  }
+
+  /** A guest starts from scratch. */
+  #boot(host: number, instance: string, generation: number, lease?: LeaseClient): PrimaryProcess {
     const guest = new SimGuest(!this.config.standbyTakesOver);
     guest.boot(++this.#incarnation);
     this.client.restart(this.#incarnation);
     this.disk.sectors.fill(0);
-    const generation = Math.max(this.#generation, this.arbiter.generation) + 1;
-    this.#generation = generation;
-    const p = new PrimaryProcess(this, host, this.#newInstance(), generation, guest, 1);
+    this.#generation = Math.max(this.#generation, generation);
+    const p = new PrimaryProcess(this, host, instance, generation, guest, 1, lease);
     this.#processes[host] = p;
-    this.#downUntil[host] = 0;
-    this.arbiter.start(p, generation);
     this.#standbyStale = true;
+    this.#protectedNow = false;
     this.checker.running(p.name, generation, true);
     if (this.#incarnation > 1) this.tally.coldStarts++;
     this.log(`operator starts the guest on ${p.name} as generation ${generation}`);
+    return p;
   }
 
   #startStandby(host: number): void {
@@ -242,6 +275,8 @@ export class World {
   ended(p: PrimaryProcess): void {
     this.#ended = true;
     this.checker.ended(p.generation);
+    // Nobody wants it elsewhere any more.
+    for (const other of this.#processes) if (other instanceof StartingProcess) other.die(false);
     this.log('the guest has ended');
   }
 
@@ -304,7 +339,7 @@ export class World {
           : config.standbyTakesOver
             ? ON_PEER_LOSS.takeover
             : ON_PEER_LOSS.wait,
-      arbiter: config.arbiter ? ARBITER.lock : ARBITER.none,
+      arbiter: config.leases ? ARBITER.lease : config.arbiter ? ARBITER.lock : ARBITER.none,
       vm: '0123456789abcdef0123456789abcdef',
       instance: p.instance,
       generation,
@@ -374,7 +409,18 @@ export class World {
   #withoutPrimary(): void {
     const { arbiter, config } = this;
     const standbys = this.#standbys();
-    if (config.arbiter) {
+    if (config.leases) {
+      if (this.#processes.some((p) => p instanceof StartingProcess && p.alive)) return;
+      const { record } = this.leases.state;
+      const able = standbys.some(
+        (s) =>
+          record?.by === s.instance ||
+          (s.machine.eligible &&
+            s.instance === record?.inSync &&
+            s.machine.receiver.generation === record.generation),
+      );
+      if (able) return;
+    } else if (config.arbiter) {
       if (arbiter.holder?.alive) return;
       const able = standbys.some(
         (s) =>
@@ -490,10 +536,27 @@ export class World {
         break;
       case 'arbiter-down':
         this.arbiter.failing = 0.7;
+        this.leases.failing = 0.7;
         this.schedule.after(2500, () => {
           this.arbiter.failing = 0;
+          this.leases.failing = 0;
         });
         break;
+      case 'store-cut':
+        this.#cutStore(prng.below(2), 1000 + prng.below(9000));
+        break;
+      case 'store-slow':
+        this.#storeLags(prng.below(2), 4000);
+        break;
+      case 'start-elsewhere': {
+        const host = prng.below(2);
+        const there = this.#processes[host];
+        if (!(there instanceof PrimaryProcess || there instanceof StartingProcess)) {
+          this.#coldStart(host);
+          this.#troubleAt(1 - host);
+        }
+        break;
+      }
       case 'disk-slow':
         this.disk.latency = 800;
         this.schedule.after(2500, () => {
@@ -520,6 +583,37 @@ export class World {
         this.#hastyOrder();
         break;
     }
+  }
+
+  /** Why an operator would start a guest elsewhere: soon the host is cut off, or stands still. */
+  #troubleAt(host: number): void {
+    const { prng } = this;
+    if (prng.chance(0.5)) this.#storeLags(host, 8000);
+    const cut = prng.chance(0.6);
+    this.schedule.after(1500 + prng.below(3000), () => {
+      const there = this.#processes[host];
+      if (this.#calm || there === undefined) return;
+      if (cut) this.#cutStore(host, 8000);
+      else {
+        there.freeze();
+        this.schedule.after(4500 + prng.below(2000), () => there.thaw());
+      }
+    });
+  }
+
+  #cutStore(host: number, duration: number): void {
+    if (this.#calm) return;
+    this.leases.cut[host] = true;
+    this.schedule.after(duration, () => {
+      this.leases.cut[host] = false;
+    });
+  }
+
+  #storeLags(host: number, duration: number): void {
+    this.leases.lag[host] = 1500 + this.prng.below(800);
+    this.schedule.after(duration, () => {
+      this.leases.lag[host] = 0;
+    });
   }
 
   /** Without an arbiter an operator's word counts; orders on a standby that cannot must be refused. */
@@ -552,6 +646,9 @@ export class World {
     this.network.delay = this.config.delay;
     this.stagingFlip = 0;
     this.arbiter.failing = 0;
+    this.leases.failing = 0;
+    this.leases.lag.fill(0);
+    this.leases.cut.fill(false);
     this.disk.failing = 0;
     this.disk.latency = 60;
     for (const p of this.#processes) p?.thaw();

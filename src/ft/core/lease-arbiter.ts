@@ -5,7 +5,7 @@
  * than anybody may take it elsewhere. Whoever wants the guest has to see the owner key unchanged for the whole lease, on its
  * own clock, and then swaps both keys in one transaction that names the revisions it saw.
  *
- * So nothing is trusted but the transaction: no clock or timer of the store counts (docs/decisions/0009). Pure: the shell and
+ * So nothing is trusted but the transaction: no clock or timer of the store counts (docs/decisions/0011). Pure: the shell and
  * the simulator carry out the effects. One call to the store is under way at a time. Two things are assumed: the clocks of both
  * hosts run equally fast to within the margin, and they count the time in which a process, or the host, was suspended.
  */
@@ -202,7 +202,9 @@ export class LeaseArbiter {
       this.#nextBeatNs = sentNs + this.#config.beatNs;
       this.#setLease(this.leaseFrom(sentNs, nowNs) + this.#config.leaseNs - this.margin());
     }
-    if (job !== undefined && job === this.#job) {
+    // So late an answer that the lease is over again: this side was stopped, or the way was slow. What it granted is asked for anew.
+    const stale = write.owner !== undefined && this.#untilNs <= nowNs;
+    if (job !== undefined && job === this.#job && !stale) {
       this.#job = undefined;
       const generation = record?.generation ?? 0;
       if (job.kind === 'begin') this.out.push({ type: 'began', generation });

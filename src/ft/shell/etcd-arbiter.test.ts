@@ -203,7 +203,7 @@ describe('EtcdArbiter', () => {
     const { gateway, endpoints } = await cluster();
     const a = arbiter(endpoints, 'a');
     expect(await a.begin()).toBe(1);
-    expect(await a.request(RECORD)).toMatchObject({ result: 'ok', generation: 1 });
+    expect(await a.request(RECORD)).toEqual({ result: 'ok', generation: 1, sentence: '' });
     expect(gateway.text('g/record')).toMatchObject({ generation: 1, inSync: 'b1', handed: false });
     const first = a.lease.untilNs;
     await until(() => a.lease.untilNs > first + 300e6);

@@ -158,10 +158,13 @@ export class EtcdArbiter implements Arbiter {
       case 'write':
         this.#carryOut(e.call, () => this.#write(e.call, e.write));
         break;
-      case 'answer':
-        this.#answered?.(e.answer);
+      case 'answer': {
+        // The ticket of this side is nobody else's.
+        const { result, generation, sentence } = e.answer;
+        this.#answered?.({ result, generation, sentence });
         this.#answered = undefined;
         break;
+      }
       case 'began':
         this.#began?.(e.generation);
         break;
