@@ -68,15 +68,19 @@ const LEASES = 0.5;
 
 /**
  * Draws a configuration. Faults are drawn as a subset, so that rare combinations are not drowned by common ones.
- * @param onlyLeases whether every arbiter is one with leases, where what is looked for is there
+ * @param onlyLeases what is looked for is about leases: every seed has an arbiter that gives them, and mostly what befalls that
  */
 export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Config {
-  const arbiter = prng.chance(0.7);
+  const arbiter = prng.chance(0.7) || onlyLeases;
   const primaryGoesOn = prng.chance(arbiter ? 0.85 : 0.5);
   const standbyTakesOver = !arbiter && !primaryGoesOn && prng.chance(0.5);
-  const faults: FaultKind[] = FAULTS.filter(() => prng.chance(0.35));
+  let faults: FaultKind[] = FAULTS.filter(() => prng.chance(0.35));
   const leases = arbiter && leasePrng.chance(onlyLeases ? 1 : LEASES);
-  if (leases) faults.push(...LEASE_FAULTS.filter(() => leasePrng.chance(0.35)));
+  if (onlyLeases) {
+    faults = [...LEASE_FAULTS, ...faults.filter(() => leasePrng.chance(0.2))];
+  } else if (leases) {
+    faults.push(...LEASE_FAULTS.filter(() => leasePrng.chance(0.35)));
+  }
   return {
     policy: {
       ...POLICY_DEFAULTS,

@@ -19,6 +19,8 @@ const LEASE = 4000;
  */
 const MARGIN = 0.23 * LEASE + 850;
 const PATIENCE = 2400;
+/** How often a guest that is to start looks whether it may. */
+const EAGER = 50;
 
 /** What the clients of the store share. */
 export class LeaseStore {
@@ -87,7 +89,7 @@ export class LeaseClient {
   readonly #store: LeaseStore;
   readonly #schedule: Schedule;
 
-  constructor(user: LeaseUser, bug: Planted | undefined) {
+  constructor(user: LeaseUser, bug: Planted | undefined, retryNs = 200) {
     this.user = user;
     this.#store = user.world.leases;
     this.#schedule = user.world.schedule;
@@ -96,7 +98,7 @@ export class LeaseClient {
       leaseNs: LEASE,
       marginNs: MARGIN,
       beatNs: 600,
-      retryNs: 200,
+      retryNs,
     };
     this.#machine = makeLeaseArbiter(bug, config);
   }
@@ -181,7 +183,7 @@ export class StartingProcess extends SimProcess implements LeaseUser {
 
   constructor(world: World, host: number, instance: string) {
     super(world, host, instance);
-    this.client = new LeaseClient(this, world.bug);
+    this.client = new LeaseClient(this, world.bug, EAGER);
     this.client.began = (generation) => world.began(this, generation);
     this.post(0, () => {
       this.client.begin();
@@ -197,7 +199,7 @@ export class StartingProcess extends SimProcess implements LeaseUser {
 
   #tick(): void {
     this.client.tick();
-    this.post(this.world.config.tick, () => this.#tick());
+    this.post(EAGER, () => this.#tick());
   }
 
   arbiterAnswer(): void {}

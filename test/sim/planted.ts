@@ -58,13 +58,13 @@ export const PLANTED = {
   /** What a device wrote into memory is not in the dirty set. */
   'device-writes-not-dirty': 100,
   /** A lease counts from the answer to the beat, not from the beat's sending. */
-  'lease-from-answer': 1000,
+  'lease-from-answer': 600,
   /** Outputs go on until the very end of the lease, as if all clocks ran alike. */
-  'lease-without-margin': 3000,
+  'lease-without-margin': 1000,
   /** The guest is taken without naming the revisions that were seen. */
-  'takeover-without-transaction': 300,
+  'takeover-without-transaction': 100,
   /** The guest is taken when its owner has been silent for a quarter of its lease. */
-  'lease-cut-short': 3000,
+  'lease-cut-short': 200,
   /** The lease is looked at on the tick, and outputs are released by what was seen then. */
   'lease-checked-too-early': 300,
   /** A page that was sent ahead of the capture and written again after that is not sent again. */

@@ -26,9 +26,9 @@ export abstract class SimProcess implements Endpoint {
     this.world = world;
     this.host = host;
     this.instance = instance;
-    // Where leases are measured, clocks differ more.
+    // Where leases are measured, clocks differ more, and are often as wrong as they may be.
     this.#rate = world.config.leases
-      ? 0.9 + world.prng.below(200) / 1000
+      ? 0.9 + Math.min(200, Math.max(0, world.prng.between(-100, 300))) / 1000
       : 0.95 + world.prng.below(100) / 1000;
     this.#offset = world.prng.below(1_000_000);
   }

@@ -49,7 +49,7 @@ describe('simulation', () => {
   });
 });
 
-describe('planted bugs', () => {
+describe('planted bugs', { timeout: 60_000 }, () => {
   it.each(Object.entries(PLANTED) as [Planted, number][])(
     'finds %s within %i seeds',
     (bug, max) => {
