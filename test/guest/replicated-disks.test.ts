@@ -265,7 +265,7 @@ describe.runIf(root)('a standby without room', { timeout: 120_000 }, () => {
       expect((error as NodeJS.ErrnoException).code).toBe('ENOSPC');
     }
     closeSync(left);
-    await pair.primary.said(/the standby refuses this guest: .*no room left for the disk/);
+    await pair.primary.said(/refuses this guest: .*no room left for the disk/);
     await until('the guest runs alone', SETTLE_TIMEOUT_MS, async () =>
       ['alone', 'joining'].includes((await pair.phase()) ?? ''),
     );
