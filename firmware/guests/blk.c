@@ -1,8 +1,9 @@
 // Bench and test guest: a virtio-blk disk at a given queue depth.
 //
 // Options: op=read|write|verify (read) size=SIZE (4K) depth=N (1) count=N requests (2000) order=seq|random (random)
-// span=SIZE of the disk used (all) flush=N writes per flush (0: none) disk=N (0) wait=irq|poll (irq).
-// op=verify writes patterns, flushes, reads them back and compares. The line at the end: "bench: blk op=... size=...
+// span=SIZE of the disk used (all) flush=N writes per flush (0: none) disk=N (0) wait=irq|poll (irq) ms=N (0): a run ends
+// after that long and not after count requests; runs=N of a read or write (1; 0: for ever), with one line each.
+// op=verify writes patterns, flushes, reads them back and compares. The line of a run: "bench: blk op=... size=...
 // depth=... count=... ns=... iops=... kib_s=... p50_ns=... p99_ns=... doorbells=... interrupts=...".
 #include "apic.h"
 #include "guest.h"
@@ -14,7 +15,7 @@
 
 static struct blk disk;
 static uint8_t *buffers;
-static uint64_t size, depth, count, span_requests, issued, completed, doorbells, flush_every;
+static uint64_t size, depth, count, span_requests, issued, completed, doorbells, flush_every, run_ns;
 static uint64_t started[BLK_SLOTS_MAX], request_number[BLK_SLOTS_MAX];
 static uint32_t *latency; // in ns, the first SAMPLES requests
 static bool in_order;
@@ -54,6 +55,7 @@ static void run(uint32_t type, bool compare) {
   uint64_t since_flush = 0;
   bool flushing = false;
   issued = completed = 0;
+  uint64_t begin = rdtsc();
   for (uint16_t i = 0; i < depth && issued < count; i++) issue(i, type);
   doorbells += virtq_kick(&disk.queue);
   while (completed < count) {
@@ -66,6 +68,7 @@ static void run(uint32_t type, bool compare) {
       }
       if (completed < SAMPLES) latency[completed] = (uint32_t)tsc_to_ns(rdtsc() - started[slot]);
       completed++;
+      if (run_ns && tsc_to_ns(rdtsc() - begin) >= run_ns) count = issued;
       if (compare) check_read(slot);
       if (flush_every && type == BLK_OUT && ++since_flush >= flush_every && !flushing && disk.can_flush) {
         since_flush = 0;
@@ -126,15 +129,20 @@ int main(void) {
   }
   bool writes = strcmp(op, "write") == 0;
   if (!writes && strcmp(op, "read")) fail("op=%s is not known", op);
-  doorbells = 0;
-  uint32_t interrupts = irq_counts[DISK_VECTOR];
-  uint64_t start = rdtsc();
-  run(writes ? BLK_OUT : BLK_IN, false);
-  uint64_t ns = tsc_to_ns(rdtsc() - start);
-  uint64_t samples = count < SAMPLES ? count : SAMPLES;
-  sort(latency, samples);
-  print("bench: blk op=%s size=%lu depth=%lu count=%lu ns=%lu iops=%lu kib_s=%lu p50_ns=%u p99_ns=%u doorbells=%lu interrupts=%u\n",
-        op, size, depth, count, ns, count * 1000000000 / ns, (count * size >> 10) * 1000000000 / ns, latency[samples / 2],
-        latency[samples * 99 / 100], doorbells, irq_counts[DISK_VECTOR] - interrupts);
+  uint64_t requests = count, runs = option_number("runs", 1);
+  run_ns = option_number("ms", 0) * 1000000;
+  for (uint64_t n = 0; !runs || n < runs; n++) {
+    doorbells = 0;
+    count = run_ns ? ~0ul : requests;
+    uint32_t interrupts = irq_counts[DISK_VECTOR];
+    uint64_t start = rdtsc();
+    run(writes ? BLK_OUT : BLK_IN, false);
+    uint64_t ns = tsc_to_ns(rdtsc() - start);
+    uint64_t samples = count < SAMPLES ? count : SAMPLES;
+    sort(latency, samples);
+    print("bench: blk op=%s size=%lu depth=%lu count=%lu ns=%lu iops=%lu kib_s=%lu p50_ns=%u p99_ns=%u doorbells=%lu interrupts=%u\n",
+          op, size, depth, count, ns, count * 1000000000 / ns, (count * size >> 10) * 1000000000 / ns, latency[samples / 2],
+          latency[samples * 99 / 100], doorbells, irq_counts[DISK_VECTOR] - interrupts);
+  }
   return 0;
 }

@@ -1,5 +1,6 @@
 /**
- * The benchmark's command line: `--only NAME[,NAME]`, `--json FILE`, `--runs N`, `--quick`, `--list`. Prints a table as it goes.
+ * The benchmark's command line: `--only NAME[,NAME]`, `--match TEXT` (of an experiment's name), `--sides NAME[,NAME]`, `--json FILE`,
+ * `--runs N`, `--quick`, `--list`. Prints a table as it goes.
  * Never fails by a figure; the exit status is 1 only when nothing could be measured. What each measure means: docs/benchmarks.md.
  */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -13,12 +14,24 @@ import { checkpoint } from './measures/checkpoint.ts';
 import { exits } from './measures/exits.ts';
 import { failover } from './measures/failover.ts';
 import { kernels } from './measures/kernels.ts';
+import { link } from './measures/link.ts';
 import { net } from './measures/net.ts';
+import { protectedGuest } from './measures/protected.ts';
 import { start } from './measures/start.ts';
 import { experimentLines } from './report.ts';
-import { type ExperimentResult, runExperiment } from './runner.ts';
+import { type ExperimentResult, part, runExperiment } from './runner.ts';
 
-const MEASURES: readonly Measure[] = [exits, blk, net, start, checkpoint, failover, kernels];
+const MEASURES: readonly Measure[] = [
+  exits,
+  blk,
+  net,
+  start,
+  checkpoint,
+  failover,
+  kernels,
+  protectedGuest,
+  link,
+];
 const RUNS = 7;
 const RUNS_QUICK = 2;
 
@@ -40,6 +53,8 @@ async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       only: { type: 'string' },
+      match: { type: 'string' },
+      sides: { type: 'string' },
       json: { type: 'string' },
       runs: { type: 'string' },
       quick: { type: 'boolean', default: false },
@@ -100,7 +115,9 @@ async function main(): Promise<number> {
       }
       const done: ExperimentResult[] = [];
       results[measure.name] = done;
-      for (const experiment of await measure.experiments(context)) {
+      for (const whole of await measure.experiments(context)) {
+        const experiment = part(whole, values.match, values.sides);
+        if (experiment === undefined) continue;
         const result = await runExperiment(experiment, runs);
         done.push(result);
         for (const line of experimentLines(result)) print(line);

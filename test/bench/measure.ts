@@ -32,6 +32,8 @@ export interface Experiment {
   readonly sides: readonly Side[];
   /** Runs for this one, when the usual number is too many or too few. */
   readonly runs?: number;
+  /** false: the first run of each side counts, because each one starts hosts of its own and runs them in before it measures. */
+  readonly warmUp?: false;
   /** Sides or parts that are not here, and why. */
   readonly skipped?: readonly string[];
 }

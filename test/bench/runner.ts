@@ -29,6 +29,24 @@ export interface ExperimentResult {
 /** Failed runs after which a side is given up. */
 const FAILURES_MAX = 2;
 
+/**
+ * The experiment with those of its sides that are asked for.
+ * @param match what its name holds
+ * @param sides names, separated by commas
+ * @returns undefined when nothing of it is asked for
+ */
+export function part(
+  experiment: Experiment,
+  match: string | undefined,
+  sides: string | undefined,
+): Experiment | undefined {
+  if (match !== undefined && !experiment.name.includes(match)) return undefined;
+  if (sides === undefined) return experiment;
+  const wanted = sides.split(',');
+  const left = experiment.sides.filter(({ name }) => wanted.includes(name));
+  return left.length === 0 ? undefined : { ...experiment, sides: left };
+}
+
 /** @param runs counted runs of each side */
 export async function runExperiment(
   experiment: Experiment,
@@ -39,7 +57,7 @@ export async function runExperiment(
   const remarks = [...(experiment.skipped ?? [])];
   const samples = sides.map((): (Sample | undefined)[] => []);
   const failures = sides.map(() => 0);
-  for (let round = -1; round < rounds; round++) {
+  for (let round = experiment.warmUp === false ? 0 : -1; round < rounds; round++) {
     for (const [i, side] of sides.entries()) {
       if (failures[i]! >= FAILURES_MAX) continue;
       let sample: Sample | undefined;

@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
+import { linkTrip } from '../bench/delay-proxy.ts';
 import { benchLines, field } from '../bench/guest-run.ts';
 import type { Experiment } from '../bench/measure.ts';
 import { residentBeyond } from '../bench/measures/start.ts';
 import { aimText, experimentLines } from '../bench/report.ts';
-import { runExperiment } from '../bench/runner.ts';
+import { part, runExperiment } from '../bench/runner.ts';
 import { pairRatio, summarize } from '../bench/stats.ts';
 
 describe('the benchmark harness', () => {
@@ -45,6 +46,31 @@ describe('the benchmark harness', () => {
     expect(result.remarks).toEqual(['b, run 2: no luck']);
     expect(aimText(result.metrics[0]!.metric, 'b', b!.ratio)).toBe('aim <= 1.5: missed');
     expect(experimentLines(result).join('\n')).toContain('ratio 3.00 [2.00..4.00]');
+  });
+
+  it('takes a part of an experiment, and counts a first run that needs no warming up', async () => {
+    let runs = 0;
+    const side = (name: string) => ({
+      name,
+      command: name,
+      run: async () => ({ time: ++runs }),
+    });
+    const experiment: Experiment = {
+      name: 'disk, depth 16',
+      metrics: [{ name: 'time', unit: 'ms' }],
+      sides: [side('off'), side('kemari'), side('adaptive')],
+      warmUp: false,
+    };
+    expect(part(experiment, 'depth 1 ', undefined)).toBeUndefined();
+    expect(part(experiment, undefined, 'none')).toBeUndefined();
+    const some = part(experiment, 'depth 16', 'off,adaptive')!;
+    expect(some.sides.map(({ name }) => name)).toEqual(['off', 'adaptive']);
+    const result = await runExperiment(some, 1);
+    expect(result.metrics[0]!.sides.map(({ values }) => values[0])).toEqual([1, 2]);
+  });
+
+  it('delays a link by no less than it was told', async () => {
+    expect(await linkTrip(3, 5)).toBeGreaterThanOrEqual(3);
   });
 
   it('reads what bench guests print', () => {

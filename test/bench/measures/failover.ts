@@ -4,37 +4,23 @@ import { EchoClient } from '../echo-client.ts';
 import { commandText, launch, tsvmmCommand } from '../guest-run.ts';
 import { kvmMissing } from '../machine-facts.ts';
 import type { BenchContext, Experiment, Measure, Sample, Side } from '../measure.ts';
+import { POLICIES, type Policy, policyArgs, WAIT_MS, withPair } from '../protected-pair.ts';
 import { quantile } from '../stats.ts';
 
 const MAC = '52:54:00:12:34:56';
 /** Slow enough that requests do not wait for each other: "at rest". */
 const REST_MS = 20;
-const WAIT_MS = 20_000;
-
-type Policy = 'off' | 'kemari' | 'adaptive' | 'periodic 5ms' | 'periodic 20ms' | 'periodic 100ms';
-const POLICIES: readonly Policy[] = [
-  'kemari',
-  'adaptive',
-  'periodic 5ms',
-  'periodic 20ms',
-  'periodic 100ms',
-];
-
-/** Arguments of a policy. */
-function policyArgs(policy: Policy): string[] {
-  const [name, interval] = policy.split(' ');
-  return ['--ft-policy', name!, ...(interval === undefined ? [] : ['--ft-interval', interval])];
-}
 
 /** A client on the pair's switch. */
-function plug(pair: Pair): EchoClient {
+export function plug(pair: Pair): EchoClient {
   let client: EchoClient | undefined;
   const send = pair.net.plug('echo', (frame) => client?.receive(frame));
   client = new EchoClient(send);
   return client;
 }
 
-async function trips(client: EchoClient, count: number): Promise<Sample> {
+/** Round trips of `count` requests at rest, ms. */
+export async function trips(client: EchoClient, count: number): Promise<Sample> {
   client.start(REST_MS);
   await until('the guest answers', WAIT_MS, () => client.trips.length >= 5);
   client.trips.length = 0;
@@ -73,17 +59,9 @@ async function unprotectedDelay(count: number): Promise<Sample> {
   }
 }
 
-async function protectedPair<T>(policy: Policy, body: (pair: Pair) => Promise<T>): Promise<T> {
-  const pair = new Pair({ append: 'period=100', primaryArgs: policyArgs(policy) });
-  try {
-    await pair.startStandby();
-    pair.startPrimary();
-    await pair.protected();
-    return await body(pair);
-  } finally {
-    await pair.end();
-    pair.close();
-  }
+/** A demo guest with a disk and a card, protected. */
+function protectedPair<T>(policy: Policy, body: (pair: Pair) => Promise<T>): Promise<T> {
+  return withPair(policy, { append: 'period=100' }, body);
 }
 
 /** Kills a protected primary and waits for the survivor's first answer. */
