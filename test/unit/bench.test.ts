@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { pausesOf } from '../bench/colo.ts';
 import { linkTrip } from '../bench/delay-proxy.ts';
 import { benchLines, field } from '../bench/guest-run.ts';
 import type { Experiment } from '../bench/measure.ts';
@@ -71,6 +72,11 @@ describe('the benchmark harness', () => {
 
   it('delays a link by no less than it was told', async () => {
     expect(await linkTrip(3, 5)).toBeGreaterThanOrEqual(3);
+  });
+
+  it('takes a pause from each STOP to its RESUME', () => {
+    const events = ['RESUME', 'STOP', 'X', 'RESUME', 'STOP', 'RESUME', 'STOP'];
+    expect(pausesOf(events.map((event, i) => ({ event, ms: i * i })))).toEqual([8, 9]);
   });
 
   it('reads what bench guests print', () => {

@@ -1,15 +1,25 @@
 /**
  * Measure 5: how long a guest stands still for a checkpoint, and what is sent, against the pages that it dirties. A primary with a
- * standby on loopback; the figures are the primary's own, asked through its control socket.
+ * standby on loopback; the figures are the primary's own, asked through its control socket. QEMU's COLO beside it (../colo.ts).
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { askControl } from '../../../src/monitor/control-server.ts';
-import { CLI, type Command, commandText, launch, track, tsvmmCommand } from '../guest-run.ts';
+import { coloText, runColo } from '../colo.ts';
+import {
+  CLI,
+  type Command,
+  commandText,
+  type GuestSpec,
+  launch,
+  qemuCommand,
+  track,
+  tsvmmCommand,
+} from '../guest-run.ts';
 import { kvmMissing } from '../machine-facts.ts';
-import type { BenchContext, Experiment, Measure, Sample } from '../measure.ts';
+import type { BenchContext, Experiment, Measure, Sample, Side } from '../measure.ts';
 import { summarize } from '../stats.ts';
 
 const PROTECT_TIMEOUT_MS = 40_000;
@@ -17,6 +27,9 @@ const PROTECT_TIMEOUT_MS = 40_000;
 const LOOK_MS = 25;
 /** Long enough for the guest to write its pages once between two checkpoints. */
 const intervalFor = (pages: number): number => (pages > 1024 ? 1000 : 100);
+/** How long a run is measured. */
+const lengthMs = (pages: number, quick: boolean): number =>
+  intervalFor(pages) * (quick ? (pages > 1024 ? 8 : 15) : 40);
 
 interface Figures {
   readonly phase: string;
@@ -206,17 +219,33 @@ function aheadExperiment(
   };
 }
 
+/** QEMU's COLO with the same guest and as many checkpoints a second. */
+function coloSides({ qemu, folder, quick }: BenchContext, spec: GuestSpec, pages: number): Side[] {
+  if (qemu === undefined) return [];
+  const intervalMs = intervalFor(pages);
+  const words = commandText(qemuCommand(qemu, spec));
+  return (['unix', 'tcp'] as const).map((transport) => ({
+    name: `COLO ${transport}`,
+    command: coloText(words, transport, intervalMs),
+    run: () =>
+      runColo(qemu, spec, join(folder, 'colo'), transport, intervalMs, lengthMs(pages, quick)),
+  }));
+}
+
 function experiment(
-  { folder, quick }: BenchContext,
+  context: BenchContext,
   pages: number,
   content: string,
   metrics: readonly string[],
   memory = '768M',
+  withColo = false,
 ): Experiment {
+  const { folder, quick } = context;
   const intervalMs = intervalFor(pages);
   const append = `pages=${pages} content=${content} period=${(intervalMs / 2) * 1000}`;
+  const spec = { guest: 'dirty', append, memory };
   const command = [
-    ...tsvmmCommand({ guest: 'dirty', append, memory }),
+    ...tsvmmCommand(spec),
     ...['--ft-policy', 'periodic', '--ft-interval', `${intervalMs}ms`],
   ];
   const units: Record<string, string> = { pause: 'ms', 'capture to ACK': 'ms', epochs: '/s' };
@@ -225,15 +254,21 @@ function experiment(
     metrics: metrics.map((name) => ({
       name,
       unit: units[name] ?? (name.startsWith('CPU') ? 'ms' : ''),
+      ...(name === 'pause' && withColo && { aim: { side: 'COLO unix', atMost: 0.1 } }),
     })),
     sides: [
       {
         name: 'tsvmm',
         command: `node dist/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
-        run: () => runPair(folder, command, (quick ? 15 : 40) * intervalFor(pages), pages),
+        run: () => runPair(folder, command, lengthMs(pages, quick), pages),
       },
+      ...(withColo ? coloSides(context, spec, pages) : []),
     ],
     runs: quick ? 1 : 3,
+    ...(withColo &&
+      context.qemu === undefined && {
+        skipped: ['no COLO beside it: qemu-system-x86_64 is not installed'],
+      }),
   };
 }
 
@@ -251,7 +286,9 @@ export const checkpoint: Measure = {
     ];
     const bytes = ['bytes sent per dirty byte', 'pause', 'pages an epoch'];
     return [
-      ...[1, 256, 4096, 16384].map((pages) => experiment(context, pages, 'random', times)),
+      ...[1, 256, 4096, 16384].map((pages) =>
+        experiment(context, pages, 'random', times, '768M', true),
+      ),
       ...['zero', 'text', 'code', 'random', 'delta'].map((content) =>
         experiment(context, 1024, content, bytes),
       ),
