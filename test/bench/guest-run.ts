@@ -84,9 +84,18 @@ export function track<T extends ChildProcess>(child: T): T {
   return child;
 }
 
+const undo = new Set<() => void>();
+
+/** Remembers what {@link endAll} has to undo besides. @returns how to forget it again */
+export function undoAtEnd(action: () => void): () => void {
+  undo.add(action);
+  return () => undo.delete(action);
+}
+
 /** Ends what still runs, when the benchmark itself is told to end. */
 export function endAll(): void {
   for (const child of running) child.kill('SIGKILL');
+  for (const action of undo) action();
 }
 
 /** Starts a command with its output piped. */

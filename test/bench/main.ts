@@ -18,6 +18,7 @@ import { link } from './measures/link.ts';
 import { net } from './measures/net.ts';
 import { protectedGuest } from './measures/protected.ts';
 import { start } from './measures/start.ts';
+import { protectedTcp, tap } from './measures/tap.ts';
 import { experimentLines } from './report.ts';
 import { type ExperimentResult, part, runExperiment } from './runner.ts';
 
@@ -31,6 +32,8 @@ const MEASURES: readonly Measure[] = [
   kernels,
   protectedGuest,
   link,
+  tap,
+  protectedTcp,
 ];
 const RUNS = 7;
 const RUNS_QUICK = 2;
@@ -63,7 +66,7 @@ async function main(): Promise<number> {
   });
   const print = (line: string): void => void process.stdout.write(`${line}\n`);
   if (values.list) {
-    for (const { name, title } of MEASURES) print(`${name.padEnd(12)} ${title}`);
+    for (const { name, title } of MEASURES) print(`${name.padEnd(13)} ${title}`);
     return 0;
   }
   const runs = values.runs === undefined ? (values.quick ? RUNS_QUICK : RUNS) : Number(values.runs);

@@ -72,7 +72,8 @@ function side(name: string, command: Command): Side {
   };
 }
 
-function missing(): string | undefined {
+/** Why there can be no TAP interface here, or undefined. */
+export function tapMissing(): string | undefined {
   if (process.getuid?.() !== 0) return 'needs root, for a network namespace and a TAP interface';
   if (!existsSync('/dev/net/tun')) return 'needs /dev/net/tun';
   try {
@@ -86,7 +87,7 @@ function missing(): string | undefined {
 export const net: Measure = {
   name: 'net',
   title: '3. Network, guest to host over TAP',
-  missing,
+  missing: tapMissing,
   async experiments({ quick, qemu }: BenchContext): Promise<Experiment[]> {
     return MODELS.flatMap((model) =>
       CASES.map(({ size, count }): Experiment => {
