@@ -158,10 +158,14 @@ export class Standby {
     return refused;
   }
 
-  /** Time passes; called at least every liveness interval. */
-  tick(nowNs: number): void {
+  /**
+   * Time passes; called at least every liveness interval.
+   * @param reading whether anything is read from the connection now: who is not listened to cannot be silent
+   */
+  tick(nowNs: number, reading = true): void {
     if (this.#takenOver) return;
     if (this.#connected) {
+      if (!reading) this.#liveness.heard(nowNs);
       if (this.#liveness.sendDue(nowNs)) this.receiver.heartbeat();
       if (this.#liveness.silent(nowNs)) {
         this.#connected = false;

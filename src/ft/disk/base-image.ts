@@ -58,15 +58,23 @@ export async function digestBase(native: StorageNative, path: string): Promise<B
   }
 }
 
-/** Makes the content of `image` that of `base`, with its holes. @throws VmmError `DISK_*` */
-export async function layBase(image: DiskAccess, base: DiskAccess): Promise<void> {
+/**
+ * Makes the content of `image` that of `base`, with its holes.
+ * @param wanted asked before each piece: false stops, with a part of it in place
+ * @throws VmmError `DISK_*`
+ */
+export async function layBase(
+  image: DiskAccess,
+  base: DiskAccess,
+  wanted: () => boolean = () => true,
+): Promise<void> {
   let failed = 0;
   const done = (result: number): void => {
     if (failed === 0) failed = result;
   };
   await image.zero(BLOCK_OP.writeZeroesUnmap, 0, image.sizeBytes, done);
   const end = Math.min(base.sizeBytes, image.sizeBytes);
-  for (let at = 0; at < end; ) {
+  for (let at = 0; at < end && wanted(); ) {
     const data = base.holes?.nextData(at) ?? at;
     // A file system may tell of data in the middle of a block.
     at = Math.max(at, Math.floor(data / 4096) * 4096);

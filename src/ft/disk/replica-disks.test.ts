@@ -6,6 +6,7 @@ import { VmmError } from '../../base/error.ts';
 import { BLOCK_OP, ERRNO } from '../../block/backend.ts';
 import { DISK_OP, DISK_OP_BYTES, DiskOpsReader, writeDiskOp } from '../wire/disk-ops.ts';
 import { FAULT } from '../wire/fault.ts';
+import { PIECE_BYTES } from './disk-access.ts';
 import type { Crc } from './disk-log.ts';
 import { type DiskOps, ReplicaDisks, type Room } from './replica-disks.ts';
 import { IMAGE, ReplicaRecord } from './replica-record.ts';
@@ -22,6 +23,8 @@ function write(offset: number, fill: number, length = 512): DiskOps {
   writeDiskOp(bytes, 0, DISK_OP.write, sum, offset, length);
   return { disk: 0, bytes, start: 0, end: bytes.length };
 }
+
+const PLAIN = { disk: 0, id: 'disk0', room: undefined, blockSizeBytes: 512 };
 
 async function make(room?: Room) {
   const disk = new CrashDisk(new Power(), new Uint8Array(BYTES));
@@ -109,6 +112,49 @@ describe('copies of disks at a standby', () => {
     expect(await replicas.complete(20)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
     expect(told).toEqual(['there is no room left for the disk memory']);
     expect(replicas.held).toBeUndefined();
+    await replicas.close();
+  });
+
+  it('lay their base once, however often the connection is lost meanwhile', async () => {
+    const bytes = 8 * PIECE_BYTES;
+    const image = new CrashDisk(new Power(), new Uint8Array(bytes));
+    const base = new CrashDisk(new Power(), new Uint8Array(bytes).fill(7));
+    const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
+    let reads = 0;
+    base.disk.fault = (op) => {
+      if (op === BLOCK_OP.read) reads++;
+      return undefined;
+    };
+    const replicas = new ReplicaDisks(
+      [{ ...PLAIN, access: image.access, base: base.access, record }],
+      VM,
+      crc,
+    );
+    for (let generation = 3; generation < 8; generation++) replicas.reset(generation);
+    expect(await replicas.complete(11)).toBeUndefined();
+    expect(reads).toBe(8);
+    expect(Buffer.compare(image.disk.durable, base.disk.content)).toBe(0);
+    await replicas.close();
+  });
+
+  it('stop to lay their base when the connection is lost', async () => {
+    const bytes = 64 * PIECE_BYTES;
+    const image = new CrashDisk(new Power(), new Uint8Array(bytes));
+    const base = new CrashDisk(new Power(), new Uint8Array(bytes).fill(7));
+    const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
+    let reads = 0;
+    const replicas = new ReplicaDisks(
+      [{ ...PLAIN, access: image.access, base: base.access, record }],
+      VM,
+      crc,
+    );
+    base.disk.fault = (op) => {
+      if (op === BLOCK_OP.read && ++reads === 4) replicas.cutOff();
+      return undefined;
+    };
+    replicas.reset(3);
+    await replicas.complete(11);
+    expect([reads, replicas.held]).toEqual([4, undefined]);
     await replicas.close();
   });
 });

@@ -127,13 +127,20 @@ export class ReplicaDisks {
     const lay = !this.#held;
     this.#held = false;
     if (!this.any) return;
+    const run = this.#run;
     this.#queue(async () => {
+      if (run !== this.#run) return;
       await this.#markAll(IMAGE.copying, 0);
       for (const { access, base } of this.#disks.values()) {
         // A copy that was whole is brought up to date, or written over as a whole.
-        if (base !== undefined && lay) await layBase(access, base);
+        if (base !== undefined && lay) await layBase(access, base, () => run === this.#run);
       }
     });
+  }
+
+  /** The connection is gone: a first copy that is not complete begins anew, and nothing more is done for this one. */
+  cutOff(): void {
+    if (this.#copying) this.#run++;
   }
 
   /** A piece of the first copy. @returns what is wrong with it */

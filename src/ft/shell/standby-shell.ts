@@ -188,7 +188,7 @@ export class StandbyShell {
   }
 
   #tick(): void {
-    this.#standby?.tick(this.#now());
+    this.#standby?.tick(this.#now(), this.#pausedBy.size === 0);
     this.#run();
   }
 
@@ -374,6 +374,8 @@ export class StandbyShell {
       },
       (b, start, end) => this.#o.io.crc32c(b, start, end - start, 0),
     );
+    // What paused an earlier connection pauses this one.
+    this.#link!.setReading(this.#pausedBy.size === 0);
     standby.connected(this.#now());
     this.#run();
     if (rest.length > 0) this.#decoder.push(rest);
@@ -385,6 +387,7 @@ export class StandbyShell {
     this.#decoder = undefined;
     this.#connection++;
     this.#lostAtNs = this.#now();
+    this.#store?.disks?.cutOff();
     this.#standby?.disconnected(this.#now());
     this.#run();
   }

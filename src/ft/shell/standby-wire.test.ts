@@ -4,6 +4,7 @@ import { hello } from '../../../test/support/protocol-ends.ts';
 import { manifestOf, memoryGuest, parts, RawPrimary } from '../../../test/support/raw-primary.ts';
 import { MemoryLog } from '../../base/log.ts';
 import { loadNativeIo } from '../../kvm/native-io.ts';
+import type { ReplicaDisks, ReplicaEvents } from '../disk/replica-disks.ts';
 import { FAULT, type FaultCode } from '../wire/fault.ts';
 import type { Hello, Message } from '../wire/message.ts';
 import { ARBITER, HEADER, ON_PEER_LOSS, ROLE } from '../wire/spec.ts';
@@ -26,7 +27,7 @@ class Ground {
   readonly primary: RawPrimary;
   readonly shell: StandbyShell;
 
-  constructor(change: Partial<Hello> = {}) {
+  constructor(change: Partial<Hello> = {}, deadlineNs = 60e9, replicas?: ReplicaDisks) {
     const { log, memory } = this;
     this.primary = new RawPrimary(hello({ ...identity, ...change }));
     this.shell = new StandbyShell({
@@ -51,10 +52,10 @@ class Ground {
             instance: '77'.repeat(8),
           }),
           authority: { arbiter: false, onPeerLoss: 'wait', retryNs: 1e9 },
-          liveness: { intervalNs: 20e6, deadlineNs: 60e9 },
+          liveness: { intervalNs: 20e6, deadlineNs },
           suspectNs: 1e9,
         },
-        replicas: undefined,
+        replicas,
         dispose: async () => {},
       }),
       events: {
@@ -332,5 +333,40 @@ describe('a standby on a real socket', () => {
     expect(await ground.primary.next('ACK')).toMatchObject({ of: 'end' });
     expect(ground.shell.orderTakeover()).toBeDefined();
     expect(ground.taken).toEqual([]);
+  });
+});
+
+describe('a standby whose disks are behind', () => {
+  it('reads neither from this connection nor from the next, and calls nobody silent meanwhile', async () => {
+    let events: ReplicaEvents | undefined;
+    const replicas = {
+      setEvents: (given: ReplicaEvents) => {
+        events = given;
+      },
+      reset: () => {},
+      cutOff: () => {},
+      complete: () => undefined,
+    } as unknown as ReplicaDisks;
+    const ground = new Ground({}, 300e6, replicas);
+    grounds.push(ground);
+    const { primary, shell } = ground;
+    await shell.start();
+    await primary.connect(shell.port);
+    await primary.init('full', 0);
+    events!.flow(true);
+    const beats = setInterval(() => primary.say({ cmd: 'HEARTBEAT', appliedId: 0 }), 20);
+    try {
+      await new Promise((done) => setTimeout(done, 600));
+      expect(ground.log.lines.join('\n')).not.toMatch(/silent/);
+    } finally {
+      clearInterval(beats);
+    }
+    await primary.connect(shell.port);
+    primary.say({ cmd: 'INIT', mode: 'full', id: 0 });
+    await new Promise((done) => setTimeout(done, 100));
+    expect(primary.heard.filter((m) => m.cmd === 'ACK')).toEqual([]);
+    events!.flow(false);
+    await primary.next('ACK');
+    expect(await primary.whole(1, 1)).toMatchObject({ cmd: 'ACK', id: 1 });
   });
 });
