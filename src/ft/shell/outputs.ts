@@ -89,13 +89,21 @@ export class Outputs implements TapSink {
   leaseChanged(): void {
     const lease = this.#lease;
     if (lease === undefined) return;
-    for (const disk of this.disks) {
-      // A copy of this host's own is seen by nobody.
-      disk.setLeaseDeadlineNs(
-        disk.isOutput ? Math.max(0, lease.untilNs) : Number.POSITIVE_INFINITY,
-      );
-    }
+    for (const disk of this.disks) this.#setDeadline(disk, lease);
     if (lease.valid) this.released();
+  }
+
+  /** Whether writes to the disk with this index can be seen from outside, from now on. */
+  setShared(index: number, shared: boolean): void {
+    const disk = this.disks[index]!;
+    disk.isOutput = shared;
+    // At once: a request to a disk of this host's own that were refused for the lease's end would reach the guest as an error.
+    if (this.#lease !== undefined) this.#setDeadline(disk, this.#lease);
+  }
+
+  #setDeadline(disk: TappedBlock, lease: Lease): void {
+    // A copy of this host's own is seen by nobody.
+    disk.setLeaseDeadlineNs(disk.isOutput ? Math.max(0, lease.untilNs) : Number.POSITIVE_INFINITY);
   }
 
   #net(device: number): TappedNet | undefined {

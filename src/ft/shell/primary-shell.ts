@@ -120,7 +120,7 @@ export class PrimaryShell {
           for (const [i, disk] of outputs.disks.entries()) {
             // While outputs wait for a standby that shares a disk, another one's copy of it lets none of them go.
             const free = !disk.isOutput || this.primary.passing;
-            disk.isOutput = !(free && disks?.isCopied(i) === true);
+            outputs.setShared(i, !(free && disks?.isCopied(i) === true));
           }
           this.primary.connected(this.#now());
         },
