@@ -70,6 +70,23 @@ describe('Sender', () => {
     expect(q.said.at(-1)).toMatchObject({ cmd: 'COMMIT', id: 4 });
   });
 
+  it('begins a later copy behind an id that no earlier standby has', () => {
+    const p = new PrimaryEnd();
+    p.open();
+    p.epoch();
+    p.epoch();
+    p.ack(1);
+    p.ack(2);
+    // Another process: it gets a copy of its own. The first one may come back with transaction 2 on its disks.
+    for (const base of [3, 4]) {
+      p.sender.disconnected();
+      p.open();
+      expect(p.said.findLast((m) => m.cmd === 'INIT')).toMatchObject({ id: base, mode: 'full' });
+    }
+    p.epoch();
+    expect(p.said.at(-1)).toMatchObject({ cmd: 'COMMIT', id: 5 });
+  });
+
   it('does not take the state of another generation, or one it never sent, for its own', () => {
     for (const theirs of [
       { generation: 4, complete: true, committedId: 2 },

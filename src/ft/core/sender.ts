@@ -301,7 +301,10 @@ export class Sender {
     if (resume) this.#ackThrough(peer.committedId);
     this.#return(FAULT.SUPERSEDED);
     this.#state = 'init';
-    const base = resume ? peer.committedId : this.#commitSentId;
+    // A later full start passes over an id, so that no earlier standby has what this copy is as of, or more: its disks would
+    // count as brought up to date by what is tracked since this copy.
+    const first = this.#fullBaseId === Number.POSITIVE_INFINITY;
+    const base = resume ? peer.committedId : this.#commitSentId + (first ? 0 : 1);
     this.#ackedId = base;
     this.#commitSentId = base;
     if (!resume) this.#fullBaseId = base;

@@ -150,7 +150,8 @@ export class ReplicatedDisks {
   /** Epoch `epoch`, on the wire transaction `id`, is acknowledged. */
   acked(epoch: number, id: number): void {
     if (!this.#tracked) {
-      // The first since a copy: that one is what is confirmed, and this epoch comes behind it.
+      // The first since a copy: that one is what is confirmed, and this epoch comes behind it. No earlier standby has the
+      // copy's id: the sender passes over one at each full start.
       this.#tracked = true;
       this.#confirmedId = id - 1;
     }
