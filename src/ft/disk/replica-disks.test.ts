@@ -137,6 +137,57 @@ describe('copies of disks at a standby', () => {
     await replicas.close();
   });
 
+  it('take nothing in while their base is laid', async () => {
+    const image = new CrashDisk(new Power(), new Uint8Array(4 * PIECE_BYTES));
+    const base = new CrashDisk(new Power(), new Uint8Array(4 * PIECE_BYTES).fill(7));
+    const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
+    const replicas = new ReplicaDisks(
+      [{ ...PLAIN, access: image.access, base: base.access, record }],
+      VM,
+      crc,
+    );
+    const flows: [boolean, number][] = [];
+    const note = (pause: boolean): unknown =>
+      flows.push([pause, image.disk.journal.filter((e) => e.op === BLOCK_OP.write).length]);
+    replicas.setEvents({ flow: note, failed: () => {} });
+    replicas.reset(3);
+    expect(flows).toEqual([[true, 0]]);
+    await replicas.complete(11);
+    expect(flows).toEqual([
+      [true, 0],
+      [false, 4],
+    ]);
+    // What is whole is not laid again.
+    replicas.reset(4);
+    await replicas.complete(12);
+    expect(flows).toHaveLength(2);
+    // A disk that refuses does not keep the connection shut for good.
+    image.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.EIO : undefined);
+    replicas.reset(5);
+    replicas.cutOff();
+    replicas.reset(5);
+    await replicas.complete(13);
+    expect([replicas.failure !== '', flows.length, flows.at(-1)![0]]).toEqual([true, 4, false]);
+    await replicas.close();
+  });
+
+  it('are flushed now and then while the first copy comes, so that the last flush is short', async () => {
+    const disk = new CrashDisk(new Power(), new Uint8Array(PIECE_BYTES));
+    const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
+    // Checksums cost more than everything else here.
+    const replicas = new ReplicaDisks([{ ...PLAIN, access: disk.access, record }], VM, () => 0);
+    replicas.reset(3);
+    const bytes = new Uint8Array(DISK_OP_BYTES + PIECE_BYTES);
+    writeDiskOp(bytes, 0, DISK_OP.write, 0, 0, PIECE_BYTES);
+    for (let sent = 0; sent < 300 * 2 ** 20; sent += PIECE_BYTES) {
+      expect(replicas.copy({ disk: 0, bytes, start: 0, end: bytes.length })).toBeUndefined();
+      while (replicas.queuedBytes > 2 ** 20) await new Promise((done) => setImmediate(done));
+    }
+    while (replicas.queuedBytes > 0) await new Promise((done) => setImmediate(done));
+    expect(disk.disk.journal.filter((e) => e.op === BLOCK_OP.flush)).toHaveLength(1);
+    await replicas.close();
+  });
+
   it('stop to lay their base when the connection is lost', async () => {
     const bytes = 64 * PIECE_BYTES;
     const image = new CrashDisk(new Power(), new Uint8Array(bytes));

@@ -15,6 +15,8 @@ import type { HeldCopy } from './storage.ts';
 
 /** Copy pieces that wait for the disk; beyond, nothing more is read from the connection. */
 const QUEUED_BYTES_MAX = 16 * 2 ** 20;
+/** Bytes of a first copy from one flush to the next, so that the last one, for which outputs wait, is short. */
+const FLUSH_BYTES = 256 * 2 ** 20;
 
 /** Takes room for data before it is promised. */
 export interface Room {
@@ -65,6 +67,9 @@ export class ReplicaDisks {
   #chain: Promise<void> = Promise.resolve();
   #queuedBytes = 0;
   #paused = false;
+  /** First copies whose base is to be laid, or is being laid. */
+  #laying = 0;
+  #unflushedBytes = 0;
   #failure = '';
   /** Counts first copies: what was queued for an earlier one is dropped. */
   #run = 0;
@@ -128,13 +133,21 @@ export class ReplicaDisks {
     this.#held = false;
     if (!this.any) return;
     const run = this.#run;
-    this.#queue(async () => {
+    // While a base is laid the primary had better not believe that its copy is here: it would wait for the first ACK.
+    const lays = lay && [...this.#disks.values()].some(({ base }) => base !== undefined) ? 1 : 0;
+    this.#laying += lays;
+    this.#flow();
+    const job = async (): Promise<void> => {
       if (run !== this.#run) return;
       await this.#markAll(IMAGE.copying, 0);
       for (const { access, base } of this.#disks.values()) {
         // A copy that was whole is brought up to date, or written over as a whole.
         if (base !== undefined && lay) await layBase(access, base, () => run === this.#run);
       }
+    };
+    this.#queue(job, false, () => {
+      this.#laying -= lays;
+      this.#flow();
     });
   }
 
@@ -152,8 +165,18 @@ export class ReplicaDisks {
     const run = this.#run;
     this.#queuedBytes += bytes.length;
     this.#flow();
-    this.#queue(async () => {
-      if (run === this.#run) await this.#perform({ disk, bytes, start: 0, end: bytes.length });
+    const job = async (): Promise<void> => {
+      if (run !== this.#run) return;
+      await this.#perform({ disk, bytes, start: 0, end: bytes.length });
+      this.#unflushedBytes += bytes.length;
+      if (this.#unflushedBytes < FLUSH_BYTES) return;
+      this.#unflushedBytes = 0;
+      for (const { access } of this.#disks.values()) {
+        await access.idle();
+        await access.flush();
+      }
+    };
+    this.#queue(job, false, () => {
       this.#queuedBytes -= bytes.length;
       this.#flow();
     });
@@ -293,19 +316,16 @@ export class ReplicaDisks {
 
   // --- inside
 
-  /** Adds a job. After a failure only jobs that must run (`always`) are done. */
-  #queue(job: () => Promise<void>, always = false): Promise<void> {
+  /** Adds a job. After a failure only jobs that must run (`always`) are done. `after` follows in any case. */
+  #queue(job: () => Promise<void>, always = false, after: () => void = () => {}): Promise<void> {
     const run = this.#run;
     this.#chain = this.#chain.then(async () => {
-      if (this.#failure !== '' && run === this.#run && !always) {
-        this.#queuedBytes = 0;
-        this.#flow();
-        return;
-      }
       try {
-        await job();
+        if (always || this.#failure === '' || run !== this.#run) await job();
       } catch (error) {
         this.#fail(messageOf(error));
+      } finally {
+        after();
       }
     });
     return this.#chain;
@@ -318,7 +338,7 @@ export class ReplicaDisks {
   }
 
   #flow(): void {
-    const pause = this.#queuedBytes > QUEUED_BYTES_MAX;
+    const pause = this.#laying > 0 || this.#queuedBytes > QUEUED_BYTES_MAX;
     if (pause === this.#paused) return;
     this.#paused = pause;
     this.#events.flow(pause);
