@@ -10,7 +10,8 @@ import { loadNativeIo } from '../../kvm/native-io.ts';
 import { FrameBatch, VNET_HEADER_BYTES } from '../../net/backend.ts';
 import { POLICY_DEFAULTS, type PolicyConfig } from '../core/epoch-policy.ts';
 import type { Hello } from '../wire/message.ts';
-import { ARBITER, ON_PEER_LOSS, ROLE } from '../wire/spec.ts';
+import { ARBITER, END_REASON, ON_PEER_LOSS, ROLE } from '../wire/spec.ts';
+import type { Arbiter, ArbiterVerdict } from './arbiter.ts';
 import { introduce } from './introduction.ts';
 import { Outputs } from './outputs.ts';
 import { PrimaryShell } from './primary-shell.ts';
@@ -46,6 +47,8 @@ class PairOfShells {
   readonly outputs = new Outputs({ consoles: [], nets: [this.net], disks: [] }, 1);
   readonly taken: Takeover[] = [];
   readonly over: string[] = [];
+  /** With one, authority is what it records. */
+  arbiter: Arbiter | undefined;
   standby: StandbyShell | undefined;
   #primary: PrimaryShell | undefined;
   #proxy: CuttingProxy | undefined;
@@ -65,7 +68,7 @@ class PairOfShells {
       io,
       log,
       listen: { host: '127.0.0.1', port: 0, key: undefined, log },
-      arbiter: undefined,
+      arbiter: this.arbiter,
       inspect: () => ({
         vm: '00'.repeat(16),
         generation: 5,
@@ -78,11 +81,12 @@ class PairOfShells {
         config: {
           hello: hello({
             ...identity,
+            arbiter: this.arbiter === undefined ? ARBITER.none : ARBITER.lock,
             role: ROLE.standby,
             generation: 0,
             instance: '77'.repeat(8),
           }),
-          authority: { arbiter: false, onPeerLoss: 'wait', retryNs: 1e9 },
+          authority: { arbiter: this.arbiter !== undefined, onPeerLoss: 'wait', retryNs: 20e6 },
           liveness,
           suspectNs: 1e9,
         },
@@ -110,8 +114,12 @@ class PairOfShells {
       io,
       log,
       config: {
-        hello: hello({ ...identity, generation: 5 }),
-        authority: { arbiter: false, onPeerLoss: 'wait', retryNs: 1e9 },
+        hello: hello({
+          ...identity,
+          arbiter: this.arbiter === undefined ? ARBITER.none : ARBITER.lock,
+          generation: 5,
+        }),
+        authority: { arbiter: this.arbiter !== undefined, onPeerLoss: 'wait', retryNs: 20e6 },
         policy: { ...POLICY_DEFAULTS, policy: 'kemari', gapMinNs: 0, idleMaxNs: 60e9, ...policy },
         liveness,
         protect: true,
@@ -119,7 +127,7 @@ class PairOfShells {
         graceNs: 1e9,
         ackDeadlineNs: 60e9,
       },
-      arbiter: undefined,
+      arbiter: this.arbiter,
       peers: [{ host: '127.0.0.1', port: this.proxy.port, key: undefined, log }],
       maxDowntimeNs: 30e6,
       introduction: introduce({}),
@@ -261,6 +269,34 @@ describe('a primary and a standby', () => {
     expect([p.shown, p.over, p.here.guest.running]).toEqual([frames, ['handed-over'], false]);
     expect(p.taken[0]).toMatchObject({ generation: 6 });
     expect(Buffer.compare(p.here.bytes, p.there.bytes)).toBe(0);
+  });
+
+  it('end the guest that was to end during its hand-over, and was given back', async () => {
+    const p = new PairOfShells();
+    pairs.push(p);
+    const asked: string[] = [];
+    const ok: ArbiterVerdict = { result: 'ok', generation: 5, sentence: '' };
+    p.arbiter = {
+      name: 'test',
+      lease: undefined,
+      begin: async () => 5,
+      request: async (request) => {
+        asked.push(request.kind);
+        return request.kind === 'hand' ? { ...ok, result: 'unreachable' } : ok;
+      },
+      close: () => {},
+    };
+    await p.start();
+    expect(p.primary.switchover()).toBe(true);
+    await until('the guest is being handed over', () => asked.includes('hand'));
+    p.here.guest.pause();
+    p.primary.end(END_REASON.operator);
+    await soon();
+    expect([p.over, p.primary.figures().phase]).toEqual([[], 'handing']);
+    p.proxy.setDown(true);
+    void p.standby!.close();
+    await until('the guest has ended', () => p.over.length === 1);
+    expect([p.over, p.here.guest.running]).toEqual([['ended'], false]);
   });
 
   it('fence the old primary that was taken over, whatever it holds', async () => {

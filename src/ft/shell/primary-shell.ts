@@ -31,6 +31,8 @@ const TICK_NS = 50e6;
 /** Contents kept for deltas, at most: 64 Ki pages, 256 MiB. */
 const CACHE_PAGES_MAX = 65536;
 
+type EndReason = (typeof END_REASON)[keyof typeof END_REASON];
+
 /** See the module's head. */
 export class PrimaryShell {
   readonly primary: Primary;
@@ -56,6 +58,8 @@ export class PrimaryShell {
   #still = false;
   #runAfter = false;
   readonly #afterStill: (() => void)[] = [];
+  /** Why the guest is to end should it come back from the hand-over that is under way. */
+  #endWanted: EndReason | undefined;
   #arbiterSaid = '';
   #lapsed = false;
   #started = false;
@@ -215,11 +219,14 @@ export class PrimaryShell {
     return begun;
   }
 
-  /** The guest has ended (it stands still already): the peer is told, then `over` follows. */
-  end(reason: (typeof END_REASON)[keyof typeof END_REASON]): void {
+  /**
+   * The guest has ended (it stands still already): the peer is told, then `over` follows. In the middle of a hand-over its end is
+   * the survivor's business; should the guest stay here after all, it ends then.
+   */
+  end(reason: EndReason): void {
     this.#still = true;
     this.#runAfter = false;
-    this.primary.end(reason, this.#now());
+    this.#endWanted = this.primary.end(reason, this.#now()) ? undefined : reason;
     this.#run();
   }
 
@@ -373,6 +380,15 @@ export class PrimaryShell {
         this.#o.log.debug(`checkpoints come back: ${faultSentence(e.code)}`);
         break;
       case 'run':
+        if (this.#endWanted !== undefined) {
+          // It was given back, and does not run again: what comes next is its end.
+          const why = this.#endWanted;
+          this.#endWanted = undefined;
+          setImmediate(() => {
+            if (!this.#closed) this.end(why);
+          });
+          break;
+        }
         this.#still = false;
         for (const change of this.#afterStill.splice(0)) change();
         if (this.#runAfter) this.#o.guest.resume();
