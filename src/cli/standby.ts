@@ -172,7 +172,8 @@ class Builder {
 
   /** How each disk of a guest is kept here. @throws VmmError `FT_RESOURCE`, `FT_STORAGE` */
   storage(description: Description): Storage[] {
-    return this.#storageOf(description, diskOptions(description, this.#options.disks));
+    const local = diskOptions(description, this.#options.disks);
+    return this.#storageOf(description, local, this.held(description));
   }
 
   /** What the copies here hold of a guest already. */
@@ -183,9 +184,12 @@ class Builder {
     return heldAtStart(description, diskOptions(description, this.#options.disks), this.#kept);
   }
 
-  #storageOf(description: Description, local: readonly DiskOption[]): Storage[] {
+  #storageOf(
+    description: Description,
+    local: readonly DiskOption[],
+    held: HeldCopy | undefined,
+  ): Storage[] {
     const parts = { io: this.#io, log: this.#log };
-    const held = this.held(description);
     return storageHere(parts, description, local, this.#bases, this.#own, held);
   }
 
@@ -206,7 +210,8 @@ class Builder {
     };
     try {
       const local = diskOptions(description, disks);
-      const storage = this.#storageOf(description, local);
+      // With the bases open also where they are not needed yet: a later copy may begin with them.
+      const storage = this.#storageOf(description, local, undefined);
       makeImages(description, local, storage);
       const options = openAs(local, storage);
       const devices = await openDevices(

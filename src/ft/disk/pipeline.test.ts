@@ -104,7 +104,7 @@ class Rig {
       '00'.repeat(16),
       crc,
     );
-    this.replica.reset(1);
+    this.replica.reset(1, false);
   }
 
   /** The guest does something. */
@@ -300,7 +300,7 @@ describe('replicated disks', () => {
         const claim = old ? { generation: 1, id: held!.id - 500 } : held;
         if (old) rig.random.fill(rig.copy.disk.content);
         rig.disks.setStorage([STORAGE.replicated], claim);
-        rig.replica.reset(1);
+        rig.replica.reset(1, true);
         rig.copiedBytes = 0;
         await work(rig, 150);
         (old ? full : delta).push(rig.copiedBytes);
@@ -321,7 +321,7 @@ describe('replicated disks', () => {
     rig.disks.setStorage([], undefined);
     expect(rig.disks.isCopied(0)).toBe(false);
     rig.disks.setStorage([STORAGE.replicated], held);
-    rig.replica.reset(1);
+    rig.replica.reset(1, true);
     await work(rig, 100);
   });
 

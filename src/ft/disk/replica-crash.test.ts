@@ -90,7 +90,7 @@ async function life(seed: number, fatal: number): Promise<number> {
   const epochs: Uint8Array[][] = [];
   let sure = -1;
   const run = async (): Promise<void> => {
-    disks.reset(1);
+    disks.reset(1, false);
     for (let i = 0; i < count; i++) {
       expect(disks.copy(randomOps(random, i, truth[i]!))).toBeUndefined();
     }

@@ -39,7 +39,7 @@ async function make(room?: Room) {
   const told: string[] = [];
   const flows: boolean[] = [];
   replicas.setEvents({ flow: (pause) => flows.push(pause), failed: (why) => told.push(why) });
-  replicas.reset(3);
+  replicas.reset(3, false);
   expect(await replicas.complete(11)).toBeUndefined();
   return { disk, file, replicas, told, flows };
 }
@@ -106,7 +106,7 @@ describe('copies of disks at a standby', () => {
 
   it('stop a first copy that the disk refuses, and say so once', async () => {
     const { disk, replicas, told } = await make();
-    replicas.reset(3);
+    replicas.reset(3, false);
     disk.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.ENOSPC : undefined);
     for (let i = 0; i < 20; i++) expect(replicas.copy(write(512 * i, 1))).toBeUndefined();
     expect(await replicas.complete(20)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
@@ -130,7 +130,7 @@ describe('copies of disks at a standby', () => {
       VM,
       crc,
     );
-    for (let generation = 3; generation < 8; generation++) replicas.reset(generation);
+    for (let generation = 3; generation < 8; generation++) replicas.reset(generation, false);
     expect(await replicas.complete(11)).toBeUndefined();
     expect(reads).toBe(8);
     expect(Buffer.compare(image.disk.durable, base.disk.content)).toBe(0);
@@ -150,7 +150,7 @@ describe('copies of disks at a standby', () => {
     const note = (pause: boolean): unknown =>
       flows.push([pause, image.disk.journal.filter((e) => e.op === BLOCK_OP.write).length]);
     replicas.setEvents({ flow: note, failed: () => {} });
-    replicas.reset(3);
+    replicas.reset(3, false);
     expect(flows).toEqual([[true, 0]]);
     await replicas.complete(11);
     expect(flows).toEqual([
@@ -158,14 +158,14 @@ describe('copies of disks at a standby', () => {
       [false, 4],
     ]);
     // What is whole is not laid again.
-    replicas.reset(4);
+    replicas.reset(4, true);
     await replicas.complete(12);
     expect(flows).toHaveLength(2);
     // A disk that refuses does not keep the connection shut for good.
     image.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.EIO : undefined);
-    replicas.reset(5);
+    replicas.reset(5, false);
     replicas.cutOff();
-    replicas.reset(5);
+    replicas.reset(5, false);
     await replicas.complete(13);
     expect([replicas.failure !== '', flows.length, flows.at(-1)![0]]).toEqual([true, 4, false]);
     await replicas.close();
@@ -176,7 +176,7 @@ describe('copies of disks at a standby', () => {
     const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
     // Checksums cost more than everything else here.
     const replicas = new ReplicaDisks([{ ...PLAIN, access: disk.access, record }], VM, () => 0);
-    replicas.reset(3);
+    replicas.reset(3, false);
     const bytes = new Uint8Array(DISK_OP_BYTES + PIECE_BYTES);
     writeDiskOp(bytes, 0, DISK_OP.write, 0, 0, PIECE_BYTES);
     for (let sent = 0; sent < 300 * 2 ** 20; sent += PIECE_BYTES) {
@@ -203,9 +203,60 @@ describe('copies of disks at a standby', () => {
       if (op === BLOCK_OP.read && ++reads === 4) replicas.cutOff();
       return undefined;
     };
-    replicas.reset(3);
+    replicas.reset(3, false);
     await replicas.complete(11);
     expect([reads, replicas.held]).toEqual([4, undefined]);
+    await replicas.close();
+  });
+
+  it('begin with the base unless the primary was told that they are whole', async () => {
+    const disk = new CrashDisk(new Power(), new Uint8Array(BYTES).fill(1));
+    const base = new CrashDisk(new Power(), new Uint8Array(BYTES).fill(2));
+    const record = await ReplicaRecord.open(new CrashFile(new Power()), crc);
+    const { access } = disk;
+    const replicas = new ReplicaDisks(
+      [
+        {
+          disk: 0,
+          id: 'disk0',
+          access,
+          record,
+          room: undefined,
+          blockSizeBytes: 512,
+          base: base.access,
+        },
+      ],
+      VM,
+      crc,
+      { generation: 3, id: 10 },
+    );
+    const told: string[] = [];
+    replicas.setEvents({ flow: () => {}, failed: (why) => told.push(why) });
+    const last = (): number => disk.disk.content[BYTES - 1]!;
+    const writeLast = (fill: number): DiskOps => write(BYTES - 512, fill);
+    // What they lack comes; then they are whole, and the primary does not know it.
+    replicas.reset(3, true);
+    expect(await replicas.complete(11)).toBeUndefined();
+    expect(last()).toBe(1);
+    expect(replicas.held).toBeDefined();
+    replicas.reset(3, false);
+    expect(await replicas.complete(12)).toBeUndefined();
+    expect(last()).toBe(2);
+    // A disk that refuses: what was told before that holds no more, and nothing is done to the image.
+    disk.disk.fault = (op) => (op === BLOCK_OP.write ? ERRNO.EIO : undefined);
+    await replicas.apply(12, [writeLast(3)]);
+    disk.disk.fault = undefined;
+    expect(told).toHaveLength(1);
+    replicas.reset(3, true);
+    expect(replicas.copy(writeLast(4))).toBeUndefined();
+    expect(await replicas.complete(13)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
+    expect(told[1]).toMatch(/not any more what the primary was told/);
+    expect(replicas.held).toBeUndefined();
+    expect(last()).toBe(2);
+    disk.disk.content.fill(5);
+    replicas.reset(3, false);
+    expect(await replicas.complete(13)).toBeUndefined();
+    expect(last()).toBe(2);
     await replicas.close();
   });
 });

@@ -122,27 +122,32 @@ export class ReplicaDisks {
 
   // --- the first copy
 
-  /** A first copy begins: the images are of no use until it is complete. */
-  reset(generation: number): void {
+  /**
+   * A first copy begins: the images are of no use until it is complete.
+   * @param told whether the primary was told that the copies here are whole: it then sends what they lack, and else, where both
+   * hosts have the base image, what differs from that
+   */
+  reset(generation: number, told: boolean): void {
+    const lost = told && this.held === undefined;
     this.#run++;
     this.#failure = '';
     this.#unapplied = [];
     this.#generation = generation;
     this.#copying = this.any;
-    const lay = !this.#held;
     this.#held = false;
     if (!this.any) return;
+    if (lost) this.#fail('the copies of the disks are not any more what the primary was told');
     const run = this.#run;
     // While a base is laid the primary had better not believe that its copy is here: it would wait for the first ACK.
-    const lays = lay && [...this.#disks.values()].some(({ base }) => base !== undefined) ? 1 : 0;
+    const lays = !told && [...this.#disks.values()].some(({ base }) => base !== undefined) ? 1 : 0;
     this.#laying += lays;
     this.#flow();
     const job = async (): Promise<void> => {
       if (run !== this.#run) return;
       await this.#markAll(IMAGE.copying, 0);
       for (const { access, base } of this.#disks.values()) {
-        // A copy that was whole is brought up to date, or written over as a whole.
-        if (base !== undefined && lay) await layBase(access, base, () => run === this.#run);
+        // A copy that the primary knows of is brought up to date, or written over as a whole.
+        if (base !== undefined && !told) await layBase(access, base, () => run === this.#run);
       }
     };
     this.#queue(job, false, () => {

@@ -250,6 +250,7 @@ export class StandbyShell {
       if (this.#busy(vm, generation)) return;
       const known = text === this.#described;
       const wanted = known ? [] : tickets.map((ticket, number) => ({ number, ticket }));
+      this.#told = held !== undefined;
       this.#introduction!.want(wanted);
       this.#link!.send([
         answer(
@@ -289,6 +290,8 @@ export class StandbyShell {
   }
 
   #pending: Introduced | undefined;
+  /** Whether the primary of this connection was told that copies of its disks are whole here. */
+  #told = false;
 
   /** Turns a primary away whose guest cannot be served now. @returns whether it was */
   #busy(vm: string, generation: number): boolean {
@@ -425,7 +428,7 @@ export class StandbyShell {
         this.#resets++;
         this.#latest = e.generation;
         store.reset();
-        store.disks?.reset(e.generation);
+        store.disks?.reset(e.generation, this.#told);
         this.#state('synchronising');
         break;
       case 'sync': {
