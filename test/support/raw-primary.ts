@@ -99,8 +99,12 @@ export class RawPrimary {
     this.#hello = hello;
   }
 
-  /** Dials, gets past the introduction, says HELLO, and returns the standby's. */
-  async connect(port: number): Promise<Hello> {
+  /**
+   * Dials, gets past the introduction, says HELLO, and returns the standby's.
+   * @param more what the description says besides
+   * @param helloAfterMs say HELLO at this time, not behind the standby's
+   */
+  async connect(port: number, more: object = {}, helloAfterMs?: number): Promise<Hello> {
     this.#socket?.destroy();
     this.heard.length = 0;
     this.#closed = false;
@@ -126,10 +130,12 @@ export class RawPrimary {
       answers = undefined;
       if (answer.rest.length > 0) decoder.push(answer.rest);
     });
-    socket.write(introduce({ vm: this.#hello.vm }));
+    socket.write(introduce({ vm: this.#hello.vm, ...more }));
+    const greet = (): void => this.say({ cmd: 'HELLO', hello: this.#hello });
+    if (helloAfterMs !== undefined) setTimeout(greet, helloAfterMs);
     const first = await this.next('HELLO', 'NACK');
     if (first.cmd !== 'HELLO') throw new Error(`refused: ${JSON.stringify(first)}`);
-    this.say({ cmd: 'HELLO', hello: this.#hello });
+    if (helloAfterMs === undefined) greet();
     return first.hello;
   }
 

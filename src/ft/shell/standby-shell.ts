@@ -197,6 +197,7 @@ export class StandbyShell {
   #connected(who: string): void {
     this.#o.log.info(`a primary connected from ${who}`);
     this.#connection++;
+    this.#pausedBy.delete('build');
     this.#introduction = new IntroductionReader((b) => this.#o.io.crc32c(b, 0, b.length, 0));
     this.#decoder = undefined;
   }
@@ -271,19 +272,19 @@ export class StandbyShell {
     }
     const images = [...event.images.entries()].sort(([a], [b]) => a - b).map(([, image]) => image);
     const connection = this.#connection;
-    this.#link!.setReading(false);
+    this.#setFlow('build', true);
     const build = (): Promise<void> => this.#rebuild(pending, images);
     this.#building = this.#building.then(build, build);
     void this.#building.then(
       () => {
         if (this.#closed || connection !== this.#connection) return;
-        this.#link!.setReading(true);
+        this.#setFlow('build', false);
         this.#stream(event.rest);
         this.#run();
       },
       (error: unknown) => {
         if (this.#closed || connection !== this.#connection) return;
-        this.#link!.setReading(true);
+        this.#setFlow('build', false);
         this.#stream(event.rest, error);
       },
     );
@@ -329,8 +330,10 @@ export class StandbyShell {
     this.#standby = undefined;
     this.#store = undefined;
     this.#described = '';
-    this.#pausedBy.clear();
     await before?.dispose();
+    // Of the machine that is gone; this one is still being built.
+    this.#pausedBy.delete('disks');
+    this.#pausedBy.delete('staging');
     const machine = await this.#o.build(introduced.description, images);
     if (this.#closed) {
       await machine.dispose();
@@ -518,7 +521,7 @@ export class StandbyShell {
   }
 
   /** Stops or goes on reading from the connection; it goes on when nobody wants it stopped. */
-  #setFlow(who: 'disks' | 'staging', pause: boolean): void {
+  #setFlow(who: 'build' | 'disks' | 'staging', pause: boolean): void {
     if (pause) this.#pausedBy.add(who);
     else this.#pausedBy.delete(who);
     this.#link?.setReading(this.#pausedBy.size === 0);

@@ -26,6 +26,8 @@ class Ground {
   readonly taken: Takeover[] = [];
   readonly primary: RawPrimary;
   readonly shell: StandbyShell;
+  /** Gives a machine back. */
+  dispose: () => Promise<void> = async () => {};
 
   constructor(change: Partial<Hello> = {}, deadlineNs = 60e9, replicas?: ReplicaDisks) {
     const { log, memory } = this;
@@ -56,7 +58,7 @@ class Ground {
           suspectNs: 1e9,
         },
         replicas,
-        dispose: async () => {},
+        dispose: () => this.dispose(),
       }),
       events: {
         state: () => {},
@@ -336,24 +338,30 @@ describe('a standby on a real socket', () => {
   });
 });
 
+/** Disks that only stop and let go the connection. */
+function slowDisks(): { replicas: ReplicaDisks; flow: (pause: boolean) => void } {
+  let events: ReplicaEvents | undefined;
+  const replicas = {
+    setEvents: (given: ReplicaEvents) => {
+      events = given;
+    },
+    reset: () => {},
+    cutOff: () => {},
+    complete: () => undefined,
+  } as unknown as ReplicaDisks;
+  return { replicas, flow: (pause) => events!.flow(pause) };
+}
+
 describe('a standby whose disks are behind', () => {
   it('reads neither from this connection nor from the next, and calls nobody silent meanwhile', async () => {
-    let events: ReplicaEvents | undefined;
-    const replicas = {
-      setEvents: (given: ReplicaEvents) => {
-        events = given;
-      },
-      reset: () => {},
-      cutOff: () => {},
-      complete: () => undefined,
-    } as unknown as ReplicaDisks;
+    const { replicas, flow } = slowDisks();
     const ground = new Ground({}, 300e6, replicas);
     grounds.push(ground);
     const { primary, shell } = ground;
     await shell.start();
     await primary.connect(shell.port);
     await primary.init('full', 0);
-    events!.flow(true);
+    flow(true);
     const beats = setInterval(() => primary.say({ cmd: 'HEARTBEAT', appliedId: 0 }), 20);
     try {
       await new Promise((done) => setTimeout(done, 600));
@@ -365,8 +373,28 @@ describe('a standby whose disks are behind', () => {
     primary.say({ cmd: 'INIT', mode: 'full', id: 0 });
     await new Promise((done) => setTimeout(done, 100));
     expect(primary.heard.filter((m) => m.cmd === 'ACK')).toEqual([]);
-    events!.flow(false);
+    flow(false);
     await primary.next('ACK');
+    expect(await primary.whole(1, 1)).toMatchObject({ cmd: 'ACK', id: 1 });
+  });
+
+  it('reads nothing while it builds another machine, whatever the disks of the last one say', async () => {
+    const { replicas, flow } = slowDisks();
+    const ground = new Ground({}, 60e9, replicas);
+    grounds.push(ground);
+    const { primary, shell } = ground;
+    await shell.start();
+    await primary.connect(shell.port);
+    await primary.init('full', 0);
+    flow(true);
+    ground.dispose = async () => {
+      ground.dispose = async () => {};
+      flow(false);
+      await new Promise((done) => setTimeout(done, 200));
+    };
+    await primary.connect(shell.port, { changed: true }, 100);
+    await new Promise((done) => setTimeout(done, 50));
+    await primary.init('full', 0);
     expect(await primary.whole(1, 1)).toMatchObject({ cmd: 'ACK', id: 1 });
   });
 });
