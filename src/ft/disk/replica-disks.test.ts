@@ -8,6 +8,7 @@ import { DISK_OP, DISK_OP_BYTES, DiskOpsReader, writeDiskOp } from '../wire/disk
 import { FAULT } from '../wire/fault.ts';
 import { PIECE_BYTES } from './disk-access.ts';
 import type { Crc } from './disk-log.ts';
+import { recoverImages } from './recover.ts';
 import { type DiskOps, ReplicaDisks, type Room } from './replica-disks.ts';
 import { IMAGE, ReplicaRecord } from './replica-record.ts';
 import { decideStorage, type StorageIdentity, sameStorage } from './storage.ts';
@@ -62,6 +63,30 @@ describe('copies of disks at a standby', () => {
     const after = await ReplicaRecord.open(new CrashFile(new Power(), file.durable), crc);
     expect(after.mark).toMatchObject({ state: IMAGE.live, generation: 4, vm: VM });
     expect(after.takeRecords()).toEqual([]);
+    await replicas.close();
+  });
+
+  it('write no epoch behind one that is missing in a journal', async () => {
+    const { disk, file, replicas, told } = await make();
+    await replicas.apply(11, [write(0, 1)]);
+    const sound = file.write;
+    file.write = () => Promise.reject(new Error('the journal refuses'));
+    await replicas.apply(12, [write(512, 2)]);
+    file.write = sound;
+    await replicas.apply(13, [write(1024, 3)]);
+    expect(told).toEqual(['the journal refuses']);
+    // Killed now, it is as of the last epoch before.
+    const image = new CrashDisk(new Power(), disk.disk.content);
+    const record = await ReplicaRecord.open(new CrashFile(new Power(), file.durable), crc);
+    expect(await recoverImages([{ access: image.access, record }])).toBe(11);
+    expect([0, 512, 1024].map((at) => image.disk.content[at])).toEqual([1, 0, 0]);
+    // With what it has in memory the guest runs on; and a new copy has a journal again.
+    await replicas.goLive(4);
+    expect([0, 512, 1024].map((at) => disk.disk.durable[at])).toEqual([1, 2, 3]);
+    replicas.reset(5, false);
+    expect(await replicas.complete(21)).toBeUndefined();
+    await replicas.apply(21, [write(0, 4)]);
+    expect(replicas.held).toEqual({ generation: 5, id: 21 });
     await replicas.close();
   });
 

@@ -78,8 +78,10 @@ export class ReplicaDisks {
   #lastId = 0;
   #copying = false;
   #held: boolean;
-  /** Epochs that are in the journals and that an image did not take. */
+  /** Epochs that an image, or a journal, did not take. */
   #unapplied: DiskOps[] = [];
+  /** An epoch is not in all journals, so that none may come behind it: a recovery would do that one alone. */
+  #gap = false;
   #closed = false;
 
   /**
@@ -145,6 +147,8 @@ export class ReplicaDisks {
     const job = async (): Promise<void> => {
       if (run !== this.#run) return;
       await this.#markAll(IMAGE.copying, 0);
+      // What was queued before is through, and the journals are void.
+      this.#gap = false;
       for (const { access, base } of this.#disks.values()) {
         // A copy that the primary knows of is brought up to date, or written over as a whole.
         if (base !== undefined && !told) await layBase(access, base, () => run === this.#run);
@@ -251,6 +255,8 @@ export class ReplicaDisks {
       const parts = (disk: number): Uint8Array[] =>
         all.filter((o) => o.disk === disk).map((o) => o.bytes.subarray(o.start, o.end));
       try {
+        if (this.#gap) throw new Error(this.#failure || 'an epoch before is not in the journal');
+        this.#gap = true;
         const full = [...this.#disks.values()].some(
           ({ disk, record }) =>
             !record.fits(parts(disk).reduce((sum, part) => sum + part.length, 0)),
@@ -267,6 +273,7 @@ export class ReplicaDisks {
             record.append(this.#generation, id, parts(disk)),
           ),
         );
+        this.#gap = false;
         for (const ops of all) await this.#perform(ops);
         for (const { access } of this.#disks.values()) await access.idle();
         if (this.#failure !== '') throw new Error(this.#failure);
@@ -298,6 +305,7 @@ export class ReplicaDisks {
     this.#generation = generation;
     this.#held = false;
     await this.#markAll(IMAGE.live, 0);
+    this.#gap = false;
   }
 
   /** Waits for what was begun, makes it durable, and gives everything back. */
