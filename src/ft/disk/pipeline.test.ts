@@ -343,6 +343,56 @@ describe('replicated disks', () => {
     }
   });
 
+  it('are opened once for copies that are begun anew meanwhile, and given back', async () => {
+    const memory = new GuestMemory([{ base: 0, buffer: new ArrayBuffer(MEMORY_BYTES) }]);
+    const backend = new MemoryDisk(memory, { sizeBytes: DISK_BYTES });
+    let opens = 0;
+    let closes = 0;
+    const go: ((error?: Error) => void)[] = [];
+    const open = (): Promise<DiskAccess> => {
+      opens++;
+      return new Promise((resolve, reject) => {
+        const scratch = new GuestMemory([{ base: 0, buffer: new ArrayBuffer(SCRATCH_BYTES) }]);
+        const disk = new MemoryDisk(scratch, { sizeBytes: DISK_BYTES });
+        const access = new DiskAccess(disk, scratch);
+        access.onClose(() => closes++);
+        go.push((error) => (error === undefined ? resolve(access) : reject(error)));
+      });
+    };
+    const disks = new ReplicatedDisks(
+      [{ id: 'disk0', backend, open, openBase: open }],
+      memory,
+      crc,
+    );
+    disks.setStorage([STORAGE.replicatedOnBase], undefined);
+    const begin = () =>
+      disks.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, 1);
+    const settle = async (error?: Error): Promise<void> => {
+      for (const one of go.splice(0)) one(error);
+      await new Promise((resolve) => setImmediate(resolve));
+    };
+    const failing = [begin(), begin()].map((copy) => expect(copy).rejects.toThrow('not now'));
+    await settle(new Error('not now'));
+    await Promise.all(failing);
+    expect(opens).toBe(1);
+    const both = Promise.all([begin(), begin()]);
+    await settle();
+    await settle();
+    for (const copy of await both) expect(copy).toBeDefined();
+    expect(opens).toBe(3);
+    await disks.close();
+    expect(closes).toBe(2);
+    // One that is closed while it opens gives that back too, and opens no more.
+    const late = new ReplicatedDisks([{ id: 'disk0', backend, open, openBase: open }], memory, crc);
+    late.setStorage([STORAGE.replicatedOnBase], undefined);
+    const copy = late.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, 1);
+    const closed = late.close();
+    await settle();
+    expect(await copy).toBeUndefined();
+    await closed;
+    expect([opens, closes]).toEqual([4, 3]);
+  });
+
   it('keep what the disk refused out of the log, and mark it', () => {
     const rig = new Rig(5);
     const results: number[] = [];

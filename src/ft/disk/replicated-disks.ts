@@ -44,8 +44,10 @@ export class ReplicatedDisks {
   /** What the devices get, in the order of the disks. */
   readonly blocks: readonly RecordingBlock[];
   readonly #disks: readonly PrimaryDisk[];
-  readonly #access = new Map<number, DiskAccess>();
-  readonly #bases = new Map<number, DiskAccess>();
+  /** What is opened for the copy, or is being opened: a copy may be begun anew meanwhile. */
+  readonly #access = new Map<number, Promise<DiskAccess>>();
+  readonly #bases = new Map<number, Promise<DiskAccess>>();
+  #closed = false;
   readonly #storage: Storage[];
   #copy: DiskCopy | undefined;
   #held: HeldCopy | undefined;
@@ -115,6 +117,7 @@ export class ReplicatedDisks {
     owner: DiskCopyOwner,
     generation: number,
   ): Promise<DiskCopy | undefined> {
+    if (this.#closed) return undefined;
     this.forget();
     const held = this.#held;
     const known = this.#tracked && held?.generation === generation && held.id >= this.#confirmedId;
@@ -129,17 +132,11 @@ export class ReplicatedDisks {
       const block = this.blocks[i]!;
       block.setMode('track');
       if (!known) block.granules.fill();
-      let access = this.#access.get(i);
-      if (access === undefined) {
-        access = await disk.open();
-        this.#access.set(i, access);
-      }
-      let base = this.#bases.get(i);
-      if (this.#storage[i] === STORAGE.replicatedOnBase && base === undefined) {
-        base = await disk.openBase?.();
-        if (base !== undefined) this.#bases.set(i, base);
-      }
-      if (this.#storage[i] !== STORAGE.replicatedOnBase) base = undefined;
+      const onBase = this.#storage[i] === STORAGE.replicatedOnBase && disk.openBase !== undefined;
+      const access = await opened(this.#access, i, () => disk.open());
+      const base =
+        onBase && !this.#closed ? await opened(this.#bases, i, () => disk.openBase!()) : undefined;
+      if (this.#closed) return undefined;
       copied.push({ disk: i, id: disk.id, access, block, base });
     }
     if (!owner.wanted() || copied.length === 0) return undefined;
@@ -215,8 +212,29 @@ export class ReplicatedDisks {
 
   /** Gives back what was opened for the copy. The backends stay their owner's. */
   async close(): Promise<void> {
-    for (const access of [...this.#access.values(), ...this.#bases.values()]) await access.close();
+    this.#closed = true;
+    const all = await Promise.allSettled([...this.#access.values(), ...this.#bases.values()]);
     this.#access.clear();
     this.#bases.clear();
+    for (const access of all) if (access.status === 'fulfilled') await access.value.close();
+  }
+}
+
+/** What is under `key`; opened where nothing is, once also for several that ask meanwhile. A failure is not kept. */
+async function opened(
+  all: Map<number, Promise<DiskAccess>>,
+  key: number,
+  open: () => Promise<DiskAccess>,
+): Promise<DiskAccess> {
+  let one = all.get(key);
+  if (one === undefined) {
+    one = open();
+    all.set(key, one);
+  }
+  try {
+    return await one;
+  } catch (error) {
+    if (all.get(key) === one) all.delete(key);
+    throw error;
   }
 }
