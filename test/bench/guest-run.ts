@@ -95,7 +95,13 @@ export function undoAtEnd(action: () => void): () => void {
 /** Ends what still runs, when the benchmark itself is told to end. */
 export function endAll(): void {
   for (const child of running) child.kill('SIGKILL');
-  for (const action of undo) action();
+  for (const action of undo) {
+    try {
+      action();
+    } catch {
+      // The others still have to be undone.
+    }
+  }
 }
 
 /** Starts a command with its output piped. */

@@ -1,5 +1,5 @@
 /**
- * The benchmark's command line: `--only NAME[,NAME]`, `--match TEXT` (of an experiment's name), `--sides NAME[,NAME]`, `--json FILE`,
+ * The benchmark's command line: `--only NAME[,NAME]`, `--match TEXT` (of an experiment's name), `--sides NAME[,NAME]`, `--json FILE`, `--plots DIR`,
  * `--runs N`, `--quick`, `--list`. Prints a table as it goes.
  * Never fails by a figure; the exit status is 1 only when nothing could be measured. What each measure means: docs/benchmarks.md.
  */
@@ -19,6 +19,7 @@ import { net } from './measures/net.ts';
 import { protectedGuest } from './measures/protected.ts';
 import { start } from './measures/start.ts';
 import { protectedTcp, tap } from './measures/tap.ts';
+import { writePlots } from './plots.ts';
 import { experimentLines } from './report.ts';
 import { type ExperimentResult, part, runExperiment } from './runner.ts';
 
@@ -59,6 +60,7 @@ async function main(): Promise<number> {
       match: { type: 'string' },
       sides: { type: 'string' },
       json: { type: 'string' },
+      plots: { type: 'string' },
       runs: { type: 'string' },
       quick: { type: 'boolean', default: false },
       list: { type: 'boolean', default: false },
@@ -141,6 +143,10 @@ async function main(): Promise<number> {
       skipped,
     };
     writeFileSync(values.json, `${JSON.stringify(all, null, 1)}\n`);
+  }
+  if (values.plots !== undefined) {
+    const files = writePlots(values.plots, Object.values(results).flat());
+    print(files.length === 0 ? 'nothing of what was measured has a plot' : files.join('\n'));
   }
   const measured = Object.values(results).some((list) =>
     list.some(({ metrics }) => metrics.length > 0),

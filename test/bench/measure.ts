@@ -34,6 +34,8 @@ export interface Experiment {
   readonly runs?: number;
   /** false: the first run of each side counts, because each one starts hosts of its own and runs them in before it measures. */
   readonly warmUp?: false;
+  /** Where its medians stand: a plot of plots.ts, and the place on its axis of numbers. */
+  readonly plot?: { readonly name: string; readonly x?: number };
   /** Sides or parts that are not here, and why. */
   readonly skipped?: readonly string[];
 }

@@ -1,6 +1,7 @@
 /** What the measures of a protected guest share: its policies, and a pair of hosts with or without protection. */
 import { existsSync, readFileSync } from 'node:fs';
 import { Pair, type PairOptions, until } from '../failover/pair.ts';
+import { undoAtEnd } from './guest-run.ts';
 
 /** How a guest is protected; `off`: not at all. */
 export type Policy =
@@ -49,6 +50,7 @@ export async function withPair<T>(
   const off = policy === 'off';
   const args = [...policyArgs(policy), ...(options.primaryArgs ?? [])];
   const pair = new Pair({ ...options, unprotected: off, primaryArgs: args });
+  const forget = undoAtEnd(() => pair.close());
   try {
     await pair.startStandby();
     await before?.(pair);
@@ -56,6 +58,7 @@ export async function withPair<T>(
     if (!off) await pair.protected();
     return await body(pair);
   } finally {
+    forget();
     await pair.end();
     pair.close();
   }

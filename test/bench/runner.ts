@@ -22,6 +22,7 @@ export interface ExperimentResult {
   readonly name: string;
   readonly commands: Readonly<Record<string, string>>;
   readonly metrics: readonly MetricResult[];
+  readonly plot?: Experiment['plot'];
   /** What was left out or failed, in words. */
   readonly remarks: readonly string[];
 }
@@ -74,6 +75,7 @@ export async function runExperiment(
   }
   return {
     name: experiment.name,
+    ...(experiment.plot && { plot: experiment.plot }),
     commands: Object.fromEntries(sides.map(({ name, command }) => [name, command])),
     metrics: metrics.flatMap((metric) => {
       const results = sides.flatMap(({ name }, i): SideResult[] => {

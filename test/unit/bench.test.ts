@@ -4,6 +4,7 @@ import { linkTrip } from '../bench/delay-proxy.ts';
 import { benchLines, field } from '../bench/guest-run.ts';
 import type { Experiment } from '../bench/measure.ts';
 import { residentBeyond } from '../bench/measures/start.ts';
+import { chart, PLOTS, seriesOf } from '../bench/plots.ts';
 import { aimText, experimentLines } from '../bench/report.ts';
 import { part, runExperiment } from '../bench/runner.ts';
 import { pairRatio, summarize } from '../bench/stats.ts';
@@ -85,6 +86,49 @@ describe('the benchmark harness', () => {
     expect(lines).toHaveLength(1);
     expect(field(lines[0], 'median_ns')).toBe(12);
     expect(() => field(lines[0], 'iops')).toThrow('iops');
+  });
+
+  it('draws curves over numbers and points over names', async () => {
+    const side = (name: string, p50: number) => ({
+      name,
+      command: name,
+      run: async () => ({ p50, p99: p50 * 10 }),
+    });
+    const of = (plot: Experiment['plot'], scale: number): Experiment => ({
+      name: 'delay',
+      metrics: ['p50', 'p99'].map((name) => ({ name, unit: 'ms' })),
+      sides: [side('kemari', scale), side('a<b & "c"', 3 * scale), side('nothing', 0)],
+      warmUp: false,
+      plot: plot!,
+    });
+    const results = [];
+    for (const experiment of [
+      of({ name: 'delay-by-link', x: 0.1 }, 1),
+      of({ name: 'delay-by-link', x: 10 }, 7),
+      of({ name: 'delay-by-policy' }, 2),
+    ]) {
+      results.push(await runExperiment(experiment, 1));
+    }
+    const plot = (name: string) => PLOTS.find((each) => each.name === name)!;
+    const link = seriesOf(plot('delay-by-link'), results);
+    expect(link.names).toBeUndefined();
+    expect(link.series[0]).toEqual({
+      name: 'kemari',
+      points: [
+        { x: 0.1, y: 1, low: 1, high: 1 },
+        { x: 10, y: 7, low: 7, high: 7 },
+      ],
+    });
+    const svg = chart(plot('delay-by-link'), link.series)!;
+    // Zero has no place on a logarithmic axis.
+    expect(svg.match(/<polyline/g)).toHaveLength(2);
+    expect(svg).toContain('a&#60;b &#38; &#34;c&#34;');
+    expect(svg).not.toMatch(/NaN|Infinity|undefined/);
+    const policy = seriesOf(plot('delay-by-policy'), results);
+    expect(policy.names).toEqual(['kemari', 'a<b & "c"', 'nothing']);
+    expect(policy.series.map(({ name }) => name)).toEqual(['p50', 'p99']);
+    expect(chart(plot('delay-by-policy'), policy.series, policy.names)).not.toContain('<polyline');
+    expect(chart(plot('pause-by-pages'), [])).toBeUndefined();
   });
 
   it('leaves the guest out of the resident memory', () => {

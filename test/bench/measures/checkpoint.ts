@@ -265,6 +265,7 @@ function experiment(
       ...(withColo ? coloSides(context, spec, pages) : []),
     ],
     runs: quick ? 1 : 3,
+    ...(withColo && { plot: { name: 'pause-by-pages', x: pages } }),
     ...(withColo &&
       context.qemu === undefined && {
         skipped: ['no COLO beside it: qemu-system-x86_64 is not installed'],

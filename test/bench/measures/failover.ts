@@ -200,6 +200,7 @@ export const failover: Measure = {
           { name: 'p99', unit: 'ms' },
         ],
         sides: [off, ...sides],
+        plot: { name: 'delay-by-policy' },
         runs: quick ? 1 : 3,
       },
       {

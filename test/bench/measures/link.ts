@@ -42,6 +42,7 @@ function experiment({ quick }: BenchContext, roundTripMs: number): Experiment {
       { name: 'link', unit: 'ms' },
     ],
     sides: POLICIES.map(side),
+    plot: { name: 'delay-by-link', x: roundTripMs },
     runs: quick ? 1 : 3,
     warmUp: false,
   };
