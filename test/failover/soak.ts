@@ -1,8 +1,10 @@
 /**
  * `npm run soak -- --runs N [--fault NAME] [--rounds N] [--seed N] [--disk shared|replicate|both] [--arbiter lock|etcd]`: failovers at random instants, every
- * kind of fault in turn, and a tally. `--rounds N` sends the guest back and forth N times in each run; `--fault partition` cuts the link between hosts that live
+ * kind of fault in turn, and a tally. `--lab [--download MIB]` instead runs the tests of two hosts with stock Linux guests in the
+ * lab, with larger downloads (100 MiB) across the loss of a host. `--rounds N` sends the guest back and forth N times in each run; `--fault partition` cuts the link between hosts that live
  * and looks that one side goes on. Ends with status 1 if anything was lost; each failure prints the command that repeats it.
  */
+import { spawnSync } from 'node:child_process';
 import { Prng } from '../../src/base/prng.ts';
 import { runPartition, WINNERS } from './partition.ts';
 import { runRoundTrip } from './round-trip.ts';
@@ -14,6 +16,13 @@ const value = (name: string): string | undefined => {
   const at = args.indexOf(name);
   return at < 0 ? undefined : args[at + 1];
 };
+if (args.includes('--lab')) {
+  const { status } = spawnSync(process.execPath, ['dist/test/lab/run-tests.js', 'ft.lab'], {
+    stdio: 'inherit',
+    env: { ...process.env, TSVMM_LAB_DOWNLOAD_MIB: value('--download') ?? '100' },
+  });
+  process.exit(status ?? 1);
+}
 const runs = Number(value('--runs') ?? 200);
 const seed = Number(value('--seed') ?? Date.now() % 1e9);
 /** `shared`, `replicate`, or both in turn. */

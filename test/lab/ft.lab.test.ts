@@ -15,6 +15,12 @@ const lock = '/scratch/ft-lock';
 const key = '/tmp/ft-key';
 const capture = '/tmp/ft-b.pcap';
 const hosts = ['a', 'b'] as const;
+/** Sizes of the downloads; `npm run soak -- --lab --download MIB` asks for larger ones. */
+const downloadMib = Number(process.env.TSVMM_LAB_DOWNLOAD_MIB ?? 0);
+const virtioMib = downloadMib || 8;
+const e1000Mib = downloadMib || 2;
+/** The lab carries at least this much for a protected guest, mostly several times of it. */
+const downloadMs = (mib: number): number => 150_000 + mib * 6000;
 
 const sh = (script: string): string =>
   execFileSync('sh', ['-ec', script], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
@@ -96,7 +102,17 @@ async function bootedGuest(
   build();
   const { kernel, initrd } = image(name);
   const primary = inHost('a', [
-    ...['run', '--kernel', kernel, '--initrd', initrd, '--memory', '256M', '--cpus', String(cpus)],
+    ...[
+      'run',
+      '--kernel',
+      kernel,
+      '--initrd',
+      initrd,
+      '--memory',
+      downloadMib > 32 ? '640M' : '256M',
+      '--cpus',
+      String(cpus),
+    ],
     ...['--append', 'console=ttyS0 panic=-1 quiet', '--serial', 'stdio', '--disk', disk],
     ...['--net', `tap=tap0,model=${model}`, '--ft-peer', '10.8.0.2:4444', '--ft-interval', '200ms'],
   ]);
@@ -160,10 +176,10 @@ function announcements(): number[] {
   return lengths;
 }
 
-describe('two hosts', () => {
+describe('two hosts', { timeout: 360_000 + downloadMs(downloadMib) }, () => {
   it('keep a download and every acknowledged write (virtio-net, 2 vCPUs)', async () => {
     const primary = await bootedGuest('shell', 2, 'virtio');
-    const sum = await serve(primary, 8);
+    const sum = await serve(primary, virtioMib);
     const pair = await protect(primary);
     // The guest appends a line, makes it durable, and only then tells the client.
     inClient('tail -f /dev/null | busybox nc -l -p 9001', '/tmp/acks');
@@ -171,13 +187,21 @@ describe('two hosts', () => {
       '(i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i >>/mnt/journal; sync /mnt/journal; echo $i; done) | nc 10.9.0.1 9001 &\n',
     );
     const file = inClient(download, '/tmp/file');
-    await until('a part is there', 120_000, () => file.size() > 1.5 * 2 ** 20);
+    await until(
+      'a part is there',
+      downloadMs(virtioMib),
+      () => file.size() > (virtioMib / 5) * 2 ** 20,
+    );
     const acks = (): number[] =>
       readFileSync('/tmp/acks', 'utf8').split('\n').filter(Boolean).map(Number);
     await until('some writes are acknowledged', 60_000, () => acks().length > 5);
     const before = acks().length;
     await killPrimary(pair);
-    await until('all of it is there', 150_000, () => file.size() >= 8 * 2 ** 20);
+    await until(
+      'all of it is there',
+      downloadMs(virtioMib),
+      () => file.size() >= virtioMib * 2 ** 20,
+    );
     expect(sumOf('/tmp/file')).toBe(sum);
     await until('more writes are acknowledged', 60_000, () => acks().length > before + 10);
     const { standby } = pair;
@@ -196,7 +220,7 @@ describe('two hosts', () => {
 
   it('keep a download (e1000, 4 vCPUs), with 10 ms of delay between them', async () => {
     const primary = await bootedGuest('e1000', 4, 'e1000');
-    const sum = await serve(primary, 2);
+    const sum = await serve(primary, e1000Mib);
     const pair = await protect(primary);
     // With one epoch per round trip the delay would add half a minute to this.
     await primary.command('dd if=/tmp/www/file of=/tmp/www/piece bs=65536 count=6 2>/dev/null');
@@ -215,9 +239,17 @@ describe('two hosts', () => {
     // Not a time that is judged, only far from one epoch per round trip for every segment.
     expect(far).toBeLessThan(10 * near + 60_000);
     const file = inClient(download, '/tmp/file');
-    await until('a part is there', 120_000, () => file.size() > 2 ** 19);
+    await until(
+      'a part is there',
+      downloadMs(e1000Mib),
+      () => file.size() > (e1000Mib / 4) * 2 ** 20,
+    );
     await killPrimary(pair);
-    await until('all of it is there', 150_000, () => file.size() >= 2 * 2 ** 20);
+    await until(
+      'all of it is there',
+      downloadMs(e1000Mib),
+      () => file.size() >= e1000Mib * 2 ** 20,
+    );
     expect(sumOf('/tmp/file')).toBe(sum);
     pair.standby.type('\n');
     pair.standby.type('poweroff -f\n');

@@ -20,10 +20,12 @@ import { labTests } from './lab-tests.ts';
 import { runInLab } from './machine.ts';
 import { LabError, repositoryRoot, whyNoLab } from './tools.ts';
 
+/** Larger downloads than usual were asked for (`npm run soak -- --lab`). */
+const downloadMib = Number(process.env.TSVMM_LAB_DOWNLOAD_MIB ?? 0);
 /** More than the tests of one file take on a machine that has other work as well. */
-const labTimeoutSeconds = 1500;
+const labTimeoutSeconds = 1500 + 24 * downloadMib;
 /** Longer than any single test may be silent: above the test timeout of vitest.lab.config.ts. */
-const silenceMs = 8 * 60_000;
+const silenceMs = 8 * 60_000 + downloadMib * 12_000;
 
 const root = repositoryRoot();
 const work = mkdtempSync(join(tmpdir(), 'tsvmm-test-lab-'));
