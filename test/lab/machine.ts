@@ -66,6 +66,8 @@ const scratchBytes = 2 * 1024 ** 3;
 /** A lab that has not reported itself in this time is broken (usually it takes 10 s). */
 const startSeconds = 180;
 const consoleTailBytes = 4096;
+/** A lab whose CPUs have passed on nothing for so long stands still (lab-init.sh, the heart). */
+const heartSeconds = 150;
 
 /**
  * Runs a command in the lab and returns its exit status. Throws a LabError when the lab cannot start,
@@ -120,6 +122,7 @@ class Machine {
   readonly #sockets: Socket[] = [];
   #startTimer: NodeJS.Timeout | undefined;
   #endTimer: NodeJS.Timeout | undefined;
+  #heartTimer: NodeJS.Timeout | undefined;
   #qemu: ChildProcess | undefined;
   #consoleTail = '';
 
@@ -194,6 +197,7 @@ class Machine {
       if (!open.control && !open.stdout && !open.stderr && status !== undefined) resolve(status);
     };
     let lines = '';
+    let lastBeat: number | undefined;
     await this.#listen('control', (socket) => {
       socket.on('data', (chunk) => {
         lines += chunk.toString('utf8');
@@ -202,6 +206,7 @@ class Machine {
           lines = lines.slice(end + 1);
           if (line === 'ready') {
             clearTimeout(this.#startTimer);
+            lastBeat = performance.now();
           } else if (line.startsWith('exit ')) {
             status = Number(line.slice(5));
             finish('control');
@@ -225,6 +230,17 @@ class Machine {
     await this.#listen('stdin', (socket) => {
       socket.resume();
       this.#options.stdin?.pipe(socket);
+    });
+    await this.#listen('heart', (socket) => {
+      socket.on('data', () => {
+        lastBeat = performance.now();
+      });
+      this.#heartTimer = setInterval(() => {
+        if (socket.writableLength === 0) socket.write('.');
+        if (lastBeat !== undefined && performance.now() - lastBeat > heartSeconds * 1000) {
+          reject(this.#failure(`the lab's CPUs have stood still for ${heartSeconds} s`));
+        }
+      }, 1000);
     });
     await this.#listen('console', (socket) => {
       socket.on('data', (chunk) => this.#note(chunk));
@@ -269,6 +285,7 @@ class Machine {
       '-chardev', channel('stdout'), '-device', port('stdout', 2),
       '-chardev', channel('stderr'), '-device', port('stderr', 3),
       '-chardev', channel('stdin'), '-device', port('stdin', 4),
+      '-chardev', channel('heart'), '-device', port('heart', 5),
       '-device', 'virtio-rng-pci',
       '-virtfs', share('/', 'host', 'readonly=on,multidevs=remap'),
       '-virtfs', share(this.#directory, 'lab', 'readonly=on'),
@@ -320,6 +337,7 @@ class Machine {
   async #end(): Promise<void> {
     clearTimeout(this.#startTimer);
     clearTimeout(this.#endTimer);
+    clearInterval(this.#heartTimer);
     this.#options.stdin?.unpipe();
     const qemu = this.#qemu;
     if (qemu?.pid !== undefined && qemu.exitCode === null && qemu.signalCode === null) {
