@@ -55,6 +55,10 @@ ip link set lo up
 mkfifo /kept
 setsid chroot /new perl "$LAB_DIRECTORY/keeper.pl" >/kept </dev/null 2>/dev/kmsg &
 read -r kept </kept || give_up "the lab's keeper of /dev/kvm did not start (it needs perl)"
+# The kernel has started with one CPU (maxcpus=1), because it changes its own code most while it starts and loads modules.
+for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
+  [ ! -e "$cpu/online" ] || echo 1 >"$cpu/online" || give_up "cannot start ${cpu##*/}"
+done
 
 # A byte comes every second, goes through a process on each CPU, and back. QEMU's CPU now and then loses that its APIC has an
 # interrupt for it (its SVM code clears a bit that another thread may be setting), and sleeps on; the next
