@@ -60,9 +60,9 @@ for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
   [ ! -e "$cpu/online" ] || echo 1 >"$cpu/online" || give_up "cannot start ${cpu##*/}"
 done
 
-# A byte comes every second, goes through a process on each CPU, and back. QEMU's CPU now and then loses that its APIC has an
-# interrupt for it (its SVM code clears a bit that another thread may be setting), and sleeps on; the next
-# interrupt, which the byte is for each of them, wakes it up to the lost one as well.
+# A byte comes every second, goes through a process on each CPU, and back. Labs were seen to sleep for ever. The likely cause:
+# QEMU's SVM code clears a bit in a word that another thread may be setting another bit of, so that a CPU loses that its APIC has an
+# interrupt for it. The next interrupt, which the byte is for each of them, delivers the lost one as well.
 beat() {
   if [ "$1" -lt "$(nproc)" ]; then taskset -c "$1" cat | beat $(($1 + 1)); else cat; fi
 }

@@ -10,6 +10,8 @@
  * Duty of the caller: an extent stays active as long as a write to it is not acknowledged by the standby *and* durable on this
  * host; only then {@link ActivityLog.retire} it. (What was acknowledged and lay in a cache when the power went is on the
  * survivor's disk and not on this one.)
+ *
+ * Nothing calls this yet: a lost primary that comes back is copied whole (docs/replication.md).
  */
 import { assert } from '../../base/assert.ts';
 import { readU32, writeU32 } from '../wire/cursor.ts';
