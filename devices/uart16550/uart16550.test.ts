@@ -245,6 +245,25 @@ describe('receiver', () => {
   });
 });
 
+describe('the longest character timeout', () => {
+  it('is in a state that can be taken over', () => {
+    const { port, console, write } = rig();
+    write(REG.iirFcr, FCR.enable | 0xc0);
+    write(REG.lcr, LCR.divisorLatch | 0x7f);
+    write(REG.data, 0);
+    write(REG.ier, 0);
+    console.type('x');
+    port.pause();
+    const state = port.save();
+    expect(state.timeoutInNs).toBe(27_306_666_668);
+    const { port: other } = rig();
+    other.pause();
+    other.load(state);
+    expect(other.save()).toEqual(state);
+    expect(() => other.load({ ...state, timeoutInNs: 27_306_666_669 })).toThrow('timeout');
+  });
+});
+
 describe('errors and modem status', () => {
   it('notes an overrun: FIFO keeps the old bytes, the single buffer the new one', () => {
     const { read, write } = driven(0xc0);

@@ -322,7 +322,9 @@ export class Uart16550 {
   #timeoutLeft(): number | undefined {
     const { deadlineNs } = this.#timeout;
     if (deadlineNs === undefined) return undefined;
-    return Math.max(0, Math.round(deadlineNs - this.#clock.nowNs()));
+    // A clock that runs for long is no longer exact to the nanosecond.
+    const left = Math.round(deadlineNs - this.#clock.nowNs());
+    return Math.min(Math.max(0, left), LONGEST_TIMEOUT_NS);
   }
 
   #characterNs(): number {
@@ -332,7 +334,7 @@ export class Uart16550 {
       (5 + (this.#lcr & LCR.wordLength)) +
       ((this.#lcr & LCR.parity) !== 0 ? 1 : 0) +
       ((this.#lcr & LCR.twoStops) !== 0 ? 2 : 1);
-    return Math.round((bits * divisor * 16 * 1e9) / INPUT_CLOCK_HZ);
+    return characterNs(bits, divisor);
   }
 
   #send(byte: number): void {
@@ -424,6 +426,14 @@ export class Uart16550 {
   }
 }
 
+/** Time of one character on the line, rounded. */
+function characterNs(bits: number, divisor: number): number {
+  return Math.round((bits * divisor * 16 * 1e9) / INPUT_CLOCK_HZ);
+}
+
+/** The longest character timeout: of characters of 12 bits with the largest divisor. */
+const LONGEST_TIMEOUT_NS = TIMEOUT_CHARACTERS * characterNs(12, 0x1_0000);
+
 /** Loopback connects the modem outputs to the inputs (8.8). */
 function looped(mcr: number): number {
   return (
@@ -456,6 +466,5 @@ function checkState(state: UartState): void {
   const silence = state.timedOut || state.timeoutInNs !== undefined;
   requireState(!silence || (fifos && waiting > 0), 'uart16550: character timeout');
   requireState(!(state.timedOut && state.timeoutInNs !== undefined), 'uart16550: two timeouts');
-  const longest = (TIMEOUT_CHARACTERS * 12 * 0x1_0000 * 16 * 1e9) / INPUT_CLOCK_HZ;
-  requireState((state.timeoutInNs ?? 0) <= longest, 'uart16550: character timeout');
+  requireState((state.timeoutInNs ?? 0) <= LONGEST_TIMEOUT_NS, 'uart16550: character timeout');
 }
