@@ -14,6 +14,7 @@ import {
 } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Prng } from '../../src/base/prng.ts';
+import { IMAGE } from '../../src/ft/disk/replica-record.ts';
 import { DemoClient } from '../failover/client.ts';
 import { Pair, type PairOptions, SETTLE_TIMEOUT_MS, sleep, until } from '../failover/pair.ts';
 import { runScenario, type ScenarioOptions } from '../failover/scenario.ts';
@@ -157,6 +158,42 @@ describe('replicated disks', { timeout: 120_000 }, () => {
     expect(Number(sent), line).toBeLessThan(2.5);
     const [a, b] = await imagesAtRest(pair);
     expect(a.compare(b)).toBe(0);
+  });
+
+  it('are whole when a standby was killed while it laid their base, and comes back', async () => {
+    const { pair, client } = make({ diskBytes: 256 * MIB });
+    const random = new Prng(13);
+    const content = new Uint8Array(256 * MIB);
+    random.fill(content.subarray(16 * MIB));
+    const base = pair.path('base.img');
+    writeFileSync(base, content);
+    random.fill(content.subarray(100 * MIB, 101 * MIB));
+    writeFileSync(pair.disk, content);
+    pair.diskArgs = { a: `,base=${base}`, b: `,base=${base}` };
+    await pair.startStandby();
+    pair.startPrimary();
+    const laid = (): number => statSync(pair.standbyDisk).blocks * 512;
+    await until('the base is being laid', SETTLE_TIMEOUT_MS, () => laid() > 2 * MIB);
+    pair.standby.signal('SIGKILL');
+    await pair.standby.exit();
+    const half = laid();
+    expect(half).toBeLessThan(239 * MIB);
+    // A mark that says so holds; there are two, written in turn.
+    const record = readFileSync(`${pair.standbyDisk}.ft`);
+    const marks = [0, 4096].map((at) => [
+      record.readUInt32LE(at + 8),
+      record.readUInt32LE(at + 16),
+    ]);
+    expect(marks.sort(([a], [b]) => b! - a!)[0]![1]).toBe(IMAGE.copying);
+    client.start();
+    await pair.startStandby();
+    await pair.protected();
+    await answers(client, 30);
+    const line = pair.primary.log.match(/copying disks[^"]*/g)!.at(-1)!;
+    expect(line).toMatch(/ (1\.\d MiB|[\d.]+ KiB) sent/);
+    const [a, b] = await imagesAtRest(pair);
+    expect(a.compare(b)).toBe(0);
+    process.stdout.write(`base of 256 MiB, ${Math.round(half / MIB)} MiB laid, then ${line}\n`);
   });
 
   it('are copied whole when the bases differ', async () => {

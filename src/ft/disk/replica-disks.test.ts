@@ -90,6 +90,38 @@ describe('copies of disks at a standby', () => {
     await replicas.close();
   });
 
+  it('tell of a journal that refuses when no other one is at work any more', async () => {
+    const files = [new CrashFile(new Power()), new CrashFile(new Power())];
+    const all = await Promise.all(
+      files.map(async (file, disk) => {
+        const { access } = new CrashDisk(new Power(), new Uint8Array(BYTES));
+        const record = await ReplicaRecord.open(file, crc);
+        return { ...PLAIN, disk, id: `disk${disk}`, access, record };
+      }),
+    );
+    const replicas = new ReplicaDisks(all, VM, crc);
+    const told: string[] = [];
+    replicas.setEvents({ flow: () => {}, failed: (why) => told.push(why) });
+    replicas.reset(3, false);
+    await replicas.complete(11);
+    files[0]!.write = () => Promise.reject(new Error('the journal refuses'));
+    const sound = files[1]!.write.bind(files[1]);
+    let go = (): void => {};
+    files[1]!.write = async (at, bytes) => {
+      await new Promise<void>((resolve) => {
+        go = resolve;
+      });
+      await sound(at, bytes);
+    };
+    const applied = replicas.apply(11, [write(0, 1)]);
+    for (let i = 0; i < 10; i++) await new Promise((done) => setImmediate(done));
+    expect(told).toEqual([]);
+    go();
+    await applied;
+    expect(told).toEqual(['the journal refuses']);
+    await replicas.close();
+  });
+
   it('refuse an epoch for which there is no room before it is acknowledged', async () => {
     const room: Room = {
       ensure: (offset) => {

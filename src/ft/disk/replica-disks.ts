@@ -267,12 +267,15 @@ export class ReplicaDisks {
           for (const { access } of this.#disks.values()) await access.flush();
           await this.#markAll(IMAGE.replica, this.#lastId);
         }
-        // Every disk's record, also an empty one, before any image is touched: one epoch for all of them.
-        await Promise.all(
+        // Every disk's record, also an empty one, before any image is touched: one epoch for all of them. A failure is told when
+        // none of them is at work any more: what comes behind may write to the same files.
+        const appended = await Promise.allSettled(
           [...this.#disks.values()].map(({ disk, record }) =>
             record.append(this.#generation, id, parts(disk)),
           ),
         );
+        const refused = appended.find((result) => result.status === 'rejected');
+        if (refused !== undefined) throw refused.reason;
         this.#gap = false;
         for (const ops of all) await this.#perform(ops);
         for (const { access } of this.#disks.values()) await access.idle();
