@@ -94,6 +94,23 @@ describe('VirtioRng', () => {
     expect(later).toBeGreaterThan(90_000);
     expect(later).toBeLessThan(110_000);
   });
+
+  it('rests when its allowance and its buffers end together', () => {
+    const w = world();
+    attach(w).resume();
+    begin(w);
+    const at = w.driver.allocate(0x1000);
+    const queue = w.driver.queues[0]!;
+    const add = () => queue.add([{ address: at, length: 0x1000, write: true }]);
+    for (let i = 0; i < 16; i++) add();
+    queue.notify();
+    expect(queue.takeAll()).toHaveLength(16);
+    // A timer that armed itself for the past would never let time go on.
+    w.clock.advance(1e9);
+    add();
+    queue.notify();
+    expect(queue.take()?.written).toBe(0x1000);
+  });
 });
 
 type Step = { length: number } | { ns: number } | 'begin';

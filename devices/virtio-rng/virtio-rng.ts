@@ -81,7 +81,8 @@ export class VirtioRng implements VirtioDevice<VirtioRngState> {
     assert(transport !== undefined, 'the device has a transport');
     if (!transport.running) return;
     const queue = transport.queues[0]!;
-    if (queue.hasAvailable()) this.#refill();
+    // Without an allowance also for nobody: notifications are off then, and only the timer would turn them on again.
+    if (this.#allowance === 0 || queue.hasAvailable()) this.#refill();
     do {
       queue.disableNotify();
       while (this.#allowance > 0 && queue.pop(this.#chain)) this.#fill(this.#chain);
