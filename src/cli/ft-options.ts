@@ -5,8 +5,6 @@ import type { Logger } from '../base/log.ts';
 import type { LivenessConfig } from '../ft/core/liveness.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { EtcdArbiter } from '../ft/shell/etcd-arbiter.ts';
-import { readKey } from '../ft/shell/key.ts';
-import { FT_PORT } from '../ft/shell/link.ts';
 import { LockArbiter } from '../ft/shell/lock-arbiter.ts';
 import { TAP_BYTES_MAX } from '../ft/shell/outputs.ts';
 import { CHUNK_BYTES } from '../ft/shell/page-sender.ts';
@@ -34,40 +32,6 @@ export function livenessFor(deadlineNs: number): LivenessConfig {
   return { intervalNs: deadlineNs / 10, deadlineNs };
 }
 
-/** `HOST`, `HOST:PORT`, `[v6]:PORT`, `PORT`: where a standby listens or is found. */
-export function parseEndpoint(
-  option: string,
-  value: string,
-  defaultHost: string,
-): { host: string; port: number } {
-  // The source systems wrote kemari:tcp:HOST:PORT and tcp:HOST:PORT[,ft_mode].
-  const plain = value
-    .replace(/^kemari:/, '')
-    .replace(/^tcp:/, '')
-    .replace(/,ft_mode$/, '');
-  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]*))(?::(\d+))?$/.exec(plain);
-  const onlyPort = /^\d+$/.test(plain);
-  const host = onlyPort ? '' : (match?.[1] ?? match?.[2]);
-  const port = Number(onlyPort ? plain : (match?.[3] ?? FT_PORT));
-  if (host === undefined || !Number.isInteger(port) || port > 65535) {
-    throw badOption(option, value, 'is no HOST[:PORT]');
-  }
-  return { host: host === '' || host === '0' ? defaultHost : host, port };
-}
-
-/**
- * The source system wrote `migrate -d blk tcp:HOST:PORT` for a copy of all storage, and `blk inc` for one over a common base:
- * both are understood in front of a peer. @returns the peer, and how disks are copied that say nothing themselves
- */
-export function parseBlockWords(peer: string): {
-  readonly peer: string;
-  readonly copies: 'full' | 'incremental' | undefined;
-} {
-  const match = /^(?:-d\s+)?blk\s+(inc\s+)?(\S+)$/.exec(peer);
-  if (match === null) return { peer, copies: undefined };
-  return { peer: match[2]!, copies: match[1] === undefined ? 'full' : 'incremental' };
-}
-
 /** Opens what `--ft-arbiter` names; undefined for none. @throws VmmError */
 export function openArbiter(io: NativeIo, log: Logger, value: string): Arbiter | undefined {
   if (value === 'none') return undefined;
@@ -77,11 +41,6 @@ export function openArbiter(io: NativeIo, log: Logger, value: string): Arbiter |
     return new EtcdArbiter(parseEtcd(value), { nowNs, log, token: randomName(16) });
   }
   throw badOption('--ft-arbiter', value, 'is neither none nor lock:PATH nor etcd:URL[,URL...]');
-}
-
-/** Reads `--ft-key`, if given. */
-export function keyOf(path: string | undefined): Uint8Array | undefined {
-  return path === undefined ? undefined : readKey(path);
 }
 
 /** A random name of `bytes` bytes, in hexadecimal. */

@@ -4,7 +4,7 @@
  */
 import { VmmError } from '../base/error.ts';
 import type { PolicyName } from '../ft/core/epoch-policy.ts';
-import { parseEndpoint } from './ft-options.ts';
+import { parseEndpoint } from './ft-endpoint.ts';
 import type { StatusMode } from './ft-status.ts';
 import { badOption, parseDurationNs, parseSize } from './options.ts';
 

@@ -3,15 +3,15 @@ import { VmmError } from '../base/error.ts';
 import type { Machine } from '../machine/machine.ts';
 import { writeSavedFile } from '../machine/saved-file.ts';
 import type { ControlHandler, ControlRequest } from '../monitor/control-server.ts';
-import { keyOf } from './ft-options.ts';
+import { keyOf } from './ft-endpoint.ts';
 import { changeSettings, parsePeers, parseSettings } from './ft-settings.ts';
-import type { Protection } from './protect.ts';
+import type { GuestProtection } from './protection-on-demand.ts';
 
 /** Exit status of a run that a signal ended: what a shell shows for a process that died of it. */
 const SIGNAL_STATUS: Readonly<Record<string, number>> = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 };
 
 /** What the control socket of a running guest answers. */
-export function controlHandler(machine: Machine, protection: Protection): ControlHandler {
+export function controlHandler(machine: Machine, protection: GuestProtection): ControlHandler {
   return (request) => {
     const { shell } = protection;
     switch (request.command) {
@@ -68,7 +68,7 @@ function text(request: ControlRequest, key: string): string | undefined {
 }
 
 async function askForProtection(
-  protection: Protection,
+  protection: GuestProtection,
   request: ControlRequest,
 ): Promise<Record<string, unknown>> {
   const peers = text(request, 'ft-peer') ?? missing('protect needs --peer HOST[:PORT]');
@@ -83,7 +83,7 @@ async function askForProtection(
   );
 }
 
-function set(protection: Protection, request: ControlRequest): Record<string, unknown> {
+function set(protection: GuestProtection, request: ControlRequest): Record<string, unknown> {
   const { settings } = request;
   if (typeof settings !== 'object' || settings === null) missing('set needs settings');
   const now = changeSettings(settings as Record<string, unknown>, protection.settings);
@@ -115,7 +115,7 @@ function saveAndEnd(machine: Machine, file: string): { file: string } {
  */
 export function handleSignals(
   machine: Machine,
-  protection: Protection,
+  protection: GuestProtection,
 ): { status: number | undefined; release(): void } {
   const state = { status: undefined as number | undefined, release };
   let pressed = false;

@@ -1,7 +1,7 @@
 /**
  * Puts a machine under replication. One way for all guests: those that name a peer when they start, those that get one while they
- * run (`tsvmm protect`), and those that were taken over and look for a new standby. Used by `tsvmm run` and, after a
- * takeover, by `tsvmm standby`.
+ * run (`tsvmm protect`), and those that were taken over and look for a new standby. Used by `tsvmm standby` after a takeover,
+ * and by `tsvmm run` when protection is asked for (protection-on-demand.ts): it brings all of replication with it.
  */
 import { VmmError } from '../base/error.ts';
 import { POLICY_DEFAULTS } from '../ft/core/epoch-policy.ts';
@@ -22,6 +22,7 @@ import { descriptionDigest, type MachineDescription, parseDescription } from './
 import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
 import type { PeerAddress, ProtectionSettings } from './ft-settings.ts';
 import { diskLine, showStatus, syncLine } from './ft-status.ts';
+import { type GuestProtection, notProtected } from './protection-on-demand.ts';
 
 /** A machine that may be protected, now or later. */
 export interface ProtectionParts {
@@ -65,7 +66,7 @@ const ACK_DEADLINE_FACTOR = 10;
 const FIRST_COPY_WAIT_MS = 600_000;
 
 /** The protection of one machine. Without {@link start} it does nothing (R6). */
-export class Protection {
+export class Protection implements GuestProtection {
   readonly #parts: ProtectionParts;
   #settings: ProtectionSettings;
   #shell: PrimaryShell | undefined;
@@ -334,8 +335,6 @@ export class Protection {
   /** The guest is handed over to its standby. @throws VmmError `FT_NOT_PROTECTED` */
   switchover(): void {
     if (this.#shell?.switchover() === true) return;
-    throw new VmmError('FT_NOT_PROTECTED', 'there is no standby that could take over now', {
-      hint: 'tsvmm status shows the phase; it must be "protected".',
-    });
+    throw notProtected();
   }
 }

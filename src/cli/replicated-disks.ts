@@ -91,6 +91,12 @@ export function describeStorage(disks: readonly DiskOption[], bases: Bases): Des
   }));
 }
 
+/** A guest's disks for replication, and its devices with the recording backends. */
+export interface RecordedDisks {
+  readonly disks: ReplicatedDisks;
+  readonly devices: OpenDevices;
+}
+
 /** The primary's disks with what is needed to keep a standby's copies up to date; to be put under the event-tap. */
 export function recordDisks(
   parts: DiskHost,
@@ -98,7 +104,7 @@ export function recordDisks(
   options: readonly DiskOption[],
   devices: OpenDevices,
   closers: (() => unknown)[],
-): { readonly disks: ReplicatedDisks; readonly devices: OpenDevices } {
+): RecordedDisks {
   const disks = new ReplicatedDisks(
     devices.disks.map(({ id, backend }, i) => ({
       id,

@@ -20,7 +20,7 @@ import {
   parseDisks,
   parseNets,
 } from './device-options.ts';
-import { keyOf, parseBlockWords } from './ft-options.ts';
+import { keyOf, parseBlockWords } from './ft-endpoint.ts';
 import { type ProtectionSettings, parsePeers, parseSettings } from './ft-settings.ts';
 import { badOption, parseCount, parseSize, requireText, shown } from './options.ts';
 import type { Peers } from './protect.ts';

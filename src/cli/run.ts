@@ -3,29 +3,20 @@
  * deserves: 0 for power-off, the guest's code for a debug exit, 1 for an error.
  */
 import { openConsole } from '../console/open.ts';
-import type { KvmHost } from '../kvm/api.ts';
 import { openKvmHost } from '../kvm/host.ts';
 import { loadNativeIo } from '../kvm/native-io.ts';
 import { Machine } from '../machine/machine.ts';
 import type { Outcome } from '../machine/outcome.ts';
 import { preciseTime } from '../machine/precise-time.ts';
 import { openSavedFile } from '../machine/saved-file.ts';
-import { ControlServer, controlPath } from '../monitor/control-server.ts';
-import { checkForReplication, type OpenDevices, openDevices } from './device-options.ts';
-import { bootImages, describeMachine } from './ft-description.ts';
-import { openArbiter, randomName } from './ft-options.ts';
+import { type OpenDevices, openDevices } from './device-options.ts';
 import { controlHandler, handleSignals } from './guest-commands.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
-import { type GuestDescription, Protection } from './protect.ts';
-import {
-  adoptImages,
-  type Bases,
-  describeStorage,
-  readBases,
-  recordDisks,
-} from './replicated-disks.ts';
+import { ProtectionOnDemand } from './protection-on-demand.ts';
+import type { DiskHost } from './replicated-disks.ts';
 import { openLog } from './report.ts';
 import { parseRunOptions, type RunOptions } from './run-options.ts';
+import type { RunDisks } from './run-protection.ts';
 
 /** The exit status that an outcome deserves. */
 export function statusOf(outcome: Outcome): number {
@@ -62,10 +53,11 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
   let machine: Machine | undefined;
   try {
     const { ft } = options;
-    const arbiter = ft && openArbiter(io, log, ft.arbiter);
+    // Replication is loaded by those who ask for it.
+    const arbiter = ft && (await import('./ft-options.ts')).openArbiter(io, log, ft.arbiter);
     if (arbiter) closers.push(() => arbiter.close());
     const generation = (await arbiter?.begin()) ?? 1;
-    let protection: Protection | undefined;
+    let protection: ProtectionOnDemand | undefined;
     const onQuit = (): void => protection?.endGuest();
     const console = await openConsole(options.serial, { io, log, onQuit });
     closers.push(() => console.close());
@@ -77,26 +69,22 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
     });
     const devices = await openDevices(machine, io, options.disks, options.nets, closers);
     const diskHost = { host, io, log };
-    await adoptImages(diskHost, options.disks);
-    const bases = await readBases(io, options.disks);
-    const recorded = recordDisks(diskHost, machine, options.disks, devices, closers);
-    const { outputs, parts } = tapOutputs([console], recorded.devices, options.machine.cpus);
+    const disks = await openDisksToRecord(diskHost, machine, options, devices, closers);
+    const { outputs, parts } = tapOutputs(
+      [console],
+      disks?.recorded.devices ?? devices,
+      options.machine.cpus,
+    );
     machine.assemble({
       ...parts,
       doorbellsOfAnyWidth: host.probe().hasIoeventfdAnyLength,
     });
-    protection = new Protection(
-      {
-        machine,
-        outputs,
-        disks: recorded.disks,
-        io,
-        describe: describer(host, options, devices, bases),
-        atEnd: (close) => closers.push(close),
-      },
-      options.settings,
-    );
-    if (ft) protection.start({ arbiter, generation }, ft.arbiter, ft.peers);
+    const guest = { ...diskHost, machine, options, devices, disks, outputs, closers };
+    protection = new ProtectionOnDemand(machine, options.settings, async (settings) => {
+      const { protectRun } = await import('./run-protection.ts');
+      return protectRun(guest, settings);
+    });
+    if (ft) await protection.start({ arbiter, generation }, ft.arbiter, ft.peers);
     return await runToEnd(machine, options, protection, closers);
   } finally {
     machine?.dispose();
@@ -104,45 +92,30 @@ export async function run(line: Readonly<Record<string, unknown>>): Promise<numb
   }
 }
 
-/** Describes the guest for a standby, when that is asked for. */
-function describer(
-  host: KvmHost,
-  options: RunOptions,
+/** What replication has to know of the guest's writes from the start; nothing for a guest without disks. */
+async function openDisksToRecord(
+  parts: DiskHost,
+  machine: Machine,
+  { disks }: RunOptions,
   devices: OpenDevices,
-  bases: Bases,
-): () => GuestDescription {
-  let made: GuestDescription | undefined;
-  return () => {
-    if (made !== undefined) return made;
-    checkForReplication(options.disks, options.nets);
-    // Measured once, by a throw-away VM: not inside a pause.
-    void host.probe().lazySkip;
-    const { machine } = options;
-    const { disks, nets } = devices;
-    const description = describeMachine(
-      randomName(16),
-      machine,
-      1,
-      disks,
-      nets,
-      describeStorage(options.disks, bases),
-    );
-    made = {
-      description,
-      images: bootImages(machine.boot).map((image) => image.bytes),
-    };
-    return made;
-  };
+  closers: (() => unknown)[],
+): Promise<RunDisks | undefined> {
+  if (disks.length === 0) return undefined;
+  const { adoptImages, readBases, recordDisks } = await import('./replicated-disks.ts');
+  await adoptImages(parts, disks);
+  const bases = await readBases(parts.io, disks);
+  return { bases, recorded: recordDisks(parts, machine, disks, devices, closers) };
 }
 
 async function runToEnd(
   machine: Machine,
   options: RunOptions,
-  protection: Protection,
+  protection: ProtectionOnDemand,
   closers: (() => unknown)[],
 ): Promise<number> {
-  const socket = options.control ?? (options.named ? controlPath(options.machine.name) : undefined);
-  if (socket !== undefined) {
+  if (options.control !== undefined || options.named) {
+    const { ControlServer, controlPath } = await import('../monitor/control-server.ts');
+    const socket = options.control ?? controlPath(options.machine.name);
     const server = await ControlServer.listen(socket, controlHandler(machine, protection));
     closers.push(() => server.close());
   }

@@ -1,6 +1,6 @@
 /** The options of `tsvmm standby`. */
 import { requireKey } from '../ft/shell/link.ts';
-import { keyOf, parseEndpoint } from './ft-options.ts';
+import { keyOf, parseEndpoint } from './ft-endpoint.ts';
 import {
   type PeerAddress,
   type ProtectionSettings,

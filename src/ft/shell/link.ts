@@ -15,9 +15,6 @@ import type { TLSSocket } from 'node:tls';
 import { messageOf, VmmError } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 
-/** Default port of a standby. */
-export const FT_PORT = 4444;
-
 /** Who hears of a link. Called from the event loop, never inside a call of the link. */
 export interface LinkHandler {
   /** A connection stands, authenticated where there is a key. */
