@@ -69,7 +69,10 @@ function suite(config, label) {
   };
 }
 
-/** A compiled program that writes its counts to the file that TSVMM_TEST_COUNTS names. */
+/**
+ * A compiled program that writes its counts to the file that TSVMM_TEST_COUNTS names, and `told`: lines about its
+ * failures for the end of the output.
+ */
 function program(path, args, limitMs = partLimitMs) {
   return async () => {
     const file = join(work, 'counts.json');
@@ -103,6 +106,7 @@ if (unknown.length > 0) {
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 const summary = [];
+const told = [];
 for (const [name, run] of parts) {
   if (wanted.length > 0 && name !== 'compile' && !wanted.includes(name)) continue;
   process.stdout.write(`\n=== ${name}\n`);
@@ -112,6 +116,7 @@ for (const [name, run] of parts) {
     return { passed: 0, failed: 1, skipped: 0 };
   });
   for (const key of Object.keys(total)) total[key] += counts[key];
+  for (const line of counts.told ?? []) told.push(`${name}: ${line}`);
   const { passed, failed, skipped } = counts;
   const seconds = ((Date.now() - start) / 1000).toFixed(1);
   summary.push(
@@ -120,5 +125,6 @@ for (const [name, run] of parts) {
 }
 rmSync(work, { recursive: true, force: true });
 process.stdout.write(`\n${summary.join('\n')}\n`);
+if (told.length > 0) process.stdout.write(`\n${told.join('\n')}\n`);
 process.stdout.write(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped\n`);
 process.exitCode = total.failed === 0 ? 0 : 1;

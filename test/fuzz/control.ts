@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { AssertionError, assert } from '../../src/base/assert.ts';
+import { assert } from '../../src/base/assert.ts';
 import { VmmError } from '../../src/base/error.ts';
 import { Prng } from '../../src/base/prng.ts';
 import {
@@ -18,11 +18,10 @@ import {
   ControlServer,
 } from '../../src/monitor/control-server.ts';
 import type { Coverage } from './coverage.ts';
+import { within } from './patience.ts';
 import { mutated, turns } from './peer-socket.ts';
 
 const LINE_MAX = 64 * 1024;
-/** Nothing here takes longer, whatever else the machine does. */
-const ANSWER_MS = 10_000;
 
 const handler: ControlHandler = (request) => {
   switch (request.command) {
@@ -70,14 +69,6 @@ function anyLine(random: Prng): string {
 
 /** A mistake made on purpose: the server answers some lines not at all, or in no order. */
 export type ControlPlant = 'forgets an answer';
-
-function within<T>(work: Promise<T>, what: string): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new AssertionError(`${what} does not end`)), ANSWER_MS);
-  });
-  return Promise.race([work, late]).finally(() => clearTimeout(timer));
-}
 
 /** Sends `text` in pieces; what came back until `lines` answers were there or the server hung up. */
 function converse(random: Prng, path: string, text: string, lines: number): Promise<string[]> {

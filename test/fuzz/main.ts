@@ -1,19 +1,13 @@
 // `npm run fuzz -- [--seconds N] [--runs N] [--seed N] [--jobs N] [NAME...]`: the fuzzers of registry.ts, each for so
-// many seconds (or so many runs), from one seed on, which is printed. Says what each has reached. A failure prints the
-// command that repeats it; the others still run, and the end is 1. A fuzzer that does not get to the places that it is
-// there for has failed too.
-import { fork } from 'node:child_process';
+// many seconds (or so many runs), from one seed on, which is printed. Says what each has reached. A failure does not
+// keep the others from running; at the very end each one is told again with the command that repeats it, and the end
+// is 1. A fuzzer that does not get to the places that it is there for has failed too.
 import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Command } from 'commander';
 import { Coverage } from './coverage.ts';
+import { type Finding, fuzzInJobs, type Report, repeatedBy } from './jobs.ts';
 import { type Fuzzer, fuzzers } from './registry.ts';
-
-interface Counts {
-  passed: number;
-  failed: number;
-  skipped: number;
-}
 
 const program = new Command('npm run fuzz --')
   .description('Fuzz what guests, peers and operators can hand to tsvmm.')
@@ -49,50 +43,71 @@ const chosen = fuzzers.filter(
   ({ name }) => program.args.length === 0 || program.args.includes(name),
 );
 
-/** What a process that fuzzes tells the first one. */
-type Report = { readonly begins: string; readonly seed: number } | { readonly counts: Counts };
-
-/** A run that takes longer than this hangs: runs are made for a tenth of a second. */
+/** A run that takes longer than this seems to hang: runs are made for a tenth of a second. */
 const HANG_MS = 60_000;
+/** And when nothing else runs, it does. */
+const ALONE_MS = 300_000;
+/**
+ * A fuzzer that has not got to all of its places in this many runs, whatever time they take, has gone blind. Each
+ * place is reached by at least a twentieth of the runs.
+ */
+const BLIND_RUNS = 300;
 
 const say = (line: string): void => void process.stdout.write(`fuzz: ${line}\n`);
-const tell = (report: Report): void => void process.send?.(report);
 
-function repeatedBy(name: string, seed: number): void {
-  say(`again by: npm run fuzz -- --runs 1 --seed ${seed} ${name}`);
+/** Tells the first process; resolves when it is told. */
+function tell(report: Report): Promise<void> {
+  return new Promise((resolve) => process.send?.(report, () => resolve()));
 }
 
-function failed(name: string, seed: number, error: unknown): void {
+/** Something was thrown that no fuzzer catches; the process is about to end. */
+let lost = false;
+
+/** An error and what caused it in one line. */
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const message = error.message || error.name;
+  const cause = error.cause === undefined ? '' : reasonOf(error.cause);
+  const line = (message.includes(cause) ? message : `${message}: ${cause}`).replaceAll(/\s+/g, ' ');
+  return line.length > 300 ? `${line.slice(0, 300)}...` : line;
+}
+
+/** Says all of an error. */
+function found(name: string, seed: number, error: unknown): Finding {
   const stack = error instanceof Error ? error.stack : String(error);
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause.stack : '';
   say(`${name} FAILED: ${stack}\n${cause}`);
-  repeatedBy(name, seed);
+  return { why: reasonOf(error), again: `--runs 1 --seed ${seed}` };
 }
 
-/** One fuzzer, for its time. Returns whether all held. */
-async function fuzz(fuzzer: Fuzzer): Promise<boolean> {
+/** One fuzzer, for its time. Returns what it found, if anything. */
+async function fuzz(fuzzer: Fuzzer): Promise<Finding | undefined> {
   const { name, rounds, deep } = fuzzer;
   const seen = new Coverage();
   const start = performance.now();
   let turn = 0;
   const escaped = (error: unknown): void => {
-    failed(name, first + turn, error);
-    process.exit(1);
+    if (lost) return;
+    // Nobody knows what state this process is in: it says this, and no more.
+    lost = true;
+    void tell({ failed: name, ...found(name, first + turn, error) }).then(() => process.exit(1));
   };
   // What is thrown in a callback reaches nobody else.
   process.on('uncaughtException', escaped);
+  const goesOn = (): boolean => {
+    if (turn === 0) return true;
+    if (runs !== undefined) return turn < runs;
+    if (performance.now() - start < seconds * 1000) return true;
+    return turn < BLIND_RUNS && seen.missing(deep).length > 0;
+  };
   try {
-    const goesOn = (): boolean =>
-      runs === undefined ? performance.now() - start < seconds * 1000 : turn < runs;
-    for (; turn === 0 || goesOn(); turn++) {
-      tell({ begins: name, seed: first + turn });
-      try {
-        await fuzzer.run(first + turn, rounds, seen);
-      } catch (error) {
-        failed(name, first + turn, error);
-        return false;
-      }
+    for (; goesOn(); turn++) {
+      // Also lets the loop turn, without which reports may wait in this process.
+      await tell({ begins: name, seed: first + turn });
+      await fuzzer.run(first + turn, rounds, seen);
     }
+  } catch (error) {
+    return found(name, first + turn, error);
   } finally {
     process.off('uncaughtException', escaped);
   }
@@ -104,71 +119,54 @@ async function fuzz(fuzzer: Fuzzer): Promise<boolean> {
   if (options.places) {
     for (const [place, times] of [...seen.places].sort()) say(`  ${place}: ${times}`);
   }
-  if (runs !== undefined || missing.length === 0) return true;
-  say(`${name} FAILED: it does not get to: ${missing.join(', ')}`);
-  return false;
+  if (runs !== undefined || missing.length === 0) return undefined;
+  const why = `it does not get to: ${missing.join(', ')} (in ${turn} runs)`;
+  say(`${name} FAILED: ${why}`);
+  return { why, again: `--seconds ${seconds} --seed ${first}` };
 }
 
+/** As a process that another one has started. */
 async function fuzzAll(): Promise<void> {
-  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
-  for (const fuzzer of chosen) counts[(await fuzz(fuzzer)) ? 'passed' : 'failed']++;
-  tell({ counts });
+  process.on('disconnect', () => process.exit(1));
+  for (const fuzzer of chosen) {
+    const { name } = fuzzer;
+    const finding = await fuzz(fuzzer);
+    if (lost) return new Promise(() => {});
+    await tell(finding === undefined ? { held: name } : { failed: name, ...finding });
+  }
 }
 
-/** Another process fuzzes `names`; this one sees when it hangs. */
-function job(names: readonly string[], total: Counts): Promise<void> {
-  const amount = runs === undefined ? `--seconds=${seconds}` : `--runs=${runs}`;
-  const places = options.places ? ['--places'] : [];
-  const args = [amount, `--seed=${first}`, ...places, ...names];
-  return new Promise((resolve) => {
-    const child = fork(fileURLToPath(import.meta.url), args);
-    let counts: Counts | undefined;
-    let timer: NodeJS.Timeout | undefined;
-    child.on('message', (message) => {
-      const report = message as Report;
-      clearTimeout(timer);
-      if ('counts' in report) {
-        counts = report.counts;
-        return;
-      }
-      timer = setTimeout(() => {
-        say(`${report.begins} FAILED: it hangs`);
-        repeatedBy(report.begins, report.seed);
-        child.kill('SIGKILL');
-      }, HANG_MS);
-    });
-    child.on('close', () => {
-      clearTimeout(timer);
-      total.passed += counts?.passed ?? 0;
-      total.failed += counts?.failed ?? 1;
-      resolve();
-    });
-  });
-}
-
-async function share(): Promise<never> {
-  const total: Counts = { passed: 0, failed: 0, skipped: 0 };
-  const jobs = Math.min(Number(options.jobs), chosen.length);
+async function share(): Promise<number> {
   say(`seed ${first}, ${runs === undefined ? `${seconds} s` : `${runs} runs`} each`);
-  await Promise.all(
-    Array.from({ length: jobs }, (_, i) => {
-      const part = chosen.filter((_fuzzer, at) => at % jobs === i);
-      return job(
-        part.map(({ name }) => name),
-        total,
-      );
-    }),
-  );
-  say(`${total.passed} held, ${total.failed} failed`);
+  const { held, failures } = await fuzzInJobs({
+    program: fileURLToPath(import.meta.url),
+    args: [
+      runs === undefined ? `--seconds=${seconds}` : `--runs=${runs}`,
+      ...(options.places ? ['--places'] : []),
+    ],
+    names: chosen.map(({ name }) => name),
+    seed: first,
+    jobs: Math.min(Number(options.jobs), chosen.length),
+    hangMs: HANG_MS,
+    aloneMs: ALONE_MS,
+    say,
+  });
+  say(`${held.length} held, ${failures.length} failed`);
+  // The last words, because often nothing but the end of an output is kept.
+  const told = failures.flatMap((failure) => [
+    `${failure.name} FAILED: ${failure.why}`,
+    `again by: ${repeatedBy(failure)}`,
+  ]);
+  for (const line of told) say(line);
   const report = process.env.TSVMM_TEST_COUNTS;
-  if (report !== undefined) writeFileSync(report, JSON.stringify(total));
-  process.exit(total.failed === 0 ? 0 : 1);
+  const counts = { passed: held.length, failed: failures.length, skipped: 0 };
+  if (report !== undefined) writeFileSync(report, JSON.stringify({ ...counts, told }));
+  return failures.length === 0 ? 0 : 1;
 }
 
-if (process.send === undefined) await share();
+if (process.send === undefined) process.exitCode = await share();
 else {
   await fuzzAll();
   // Something a fuzzer left behind may keep the loop alive.
-  process.disconnect();
   process.exit(0);
 }

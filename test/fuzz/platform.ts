@@ -112,6 +112,26 @@ const QUIET_LINE = [
   [UART.ier, 0x01],
 ] as const;
 
+/** Nothing is sent, then loopback, FIFOs on and empty: what is written is received behind a break. */
+const BROKEN_LINE = [
+  [UART.lcr, 0x03],
+  [UART.mcr, 0x00],
+  [UART.iirFcr, 0x07],
+  [UART.data, 0x40],
+  [UART.mcr, 0x10],
+  [UART.lcr, 0x43],
+] as const;
+
+/** Reads what interrupts and the state of the line. */
+function lineState(twin: PortTwin, seen: Coverage): unknown {
+  const iir = readOf(twin.bus, UART.iirFcr, 1);
+  const lsr = readOf(twin.bus, UART.lsr, 1);
+  seen.hit(`iir ${iir.toString(16)}`);
+  seen.hit(`lsr ${lsr.toString(16)}`);
+  seen.hit(`irq ${twin.irq.level}`);
+  return [iir, lsr];
+}
+
 export const uart16550 = onPorts(
   (twin) => {
     const { console, clock, irq } = twin;
@@ -170,14 +190,20 @@ export const uart16550 = onPorts(
             clock.advance(wait);
           };
         }
-        return (twin) => {
-          const iir = readOf(twin.bus, UART.iirFcr, 1);
-          const lsr = readOf(twin.bus, UART.lsr, 1);
-          seen.hit(`iir ${iir.toString(16)}`);
-          seen.hit(`lsr ${lsr.toString(16)}`);
-          seen.hit(`irq ${twin.irq.level}`);
-          return [iir, lsr];
-        };
+        if (random.chance(0.05)) {
+          // More than fits, and none of it read or all.
+          const count = random.between(1, 20);
+          const reads = random.pick([0, 20]);
+          return (twin) => {
+            const { bus, console } = twin;
+            console.open(0);
+            for (const [register, value] of BROKEN_LINE) bus.write(register, 1, value);
+            for (let i = 0; i < count; i++) bus.write(UART.data, 1, i);
+            for (let i = 0; i < reads; i++) bus.read(UART.data, 1);
+            return lineState(twin, seen);
+          };
+        }
+        return (twin) => lineState(twin, seen);
       }
       default:
         return anyAccess(random, busOf, random.below(UART_PORTS));
