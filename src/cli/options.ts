@@ -1,20 +1,6 @@
 /** Parsers of option values that several commands share. Each error is one sentence that names the option. */
 import { VmmError } from '../base/error.ts';
-
-/** Longest piece of what an operator wrote that is shown again. */
-const SHOWN_MAX_CHARS = 500;
-
-const CONTROL = /[\p{Cc}\p{Zl}\p{Zp}]/gu;
-
-/** `text` as one line that a terminal can show: control characters as escapes, and not without end. */
-export function shown(text: string): string {
-  const start = text.slice(0, SHOWN_MAX_CHARS);
-  const line = start.replace(
-    CONTROL,
-    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
-  );
-  return start.length < text.length ? `${line}...` : line;
-}
+import { CONTROL, shown } from '../base/text.ts';
 
 /** The error of an option value. */
 export function badOption(option: string, value: string, why: string): VmmError {

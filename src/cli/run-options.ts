@@ -5,6 +5,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { messageOf, VmmError } from '../base/error.ts';
+import { shown } from '../base/text.ts';
 import {
   type BootDevice,
   type BootSource,
@@ -22,7 +23,7 @@ import {
 } from './device-options.ts';
 import { keyOf, parseBlockWords } from './ft-endpoint.ts';
 import { type ProtectionSettings, parsePeers, parseSettings } from './ft-settings.ts';
-import { badOption, parseCount, parseSize, requireText, shown } from './options.ts';
+import { badOption, parseCount, parseSize, requireText } from './options.ts';
 import type { Peers } from './protect.ts';
 import { LOG_LEVELS, type LogLevel } from './report.ts';
 import { demoGuestPath } from './version.ts';

@@ -3,6 +3,7 @@
  * with a write. Hostile bytes give a {@link VmmError} `STATE_CORRUPT`, never a huge allocation.
  */
 import { VmmError } from '../base/error.ts';
+import { shown } from '../base/text.ts';
 
 /** A buffer that grows as it is written. */
 export class Writer {
@@ -124,9 +125,9 @@ export class Reader {
   }
 }
 
-/** The error of bytes that are not what they claim to be. */
+/** The error of bytes that are not what they claim to be; `why` may hold some of them. */
 export function corrupt(why: string): VmmError {
-  return new VmmError('STATE_CORRUPT', `saved state cannot be read: ${why}`, {
+  return new VmmError('STATE_CORRUPT', `saved state cannot be read: ${shown(why)}`, {
     hint: 'It was damaged or written by an incompatible version; take a new snapshot.',
   });
 }

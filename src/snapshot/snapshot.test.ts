@@ -114,6 +114,12 @@ describe('container', () => {
     expect(() => new SectionSet([one, one])).toThrow(/two sections/);
   });
 
+  it('names a damaged section in one line', () => {
+    const bytes = encodeContainer([{ ...one, kind: 'a\n\u001b[2J', version: 1 }]);
+    bytes[bytes.length - 5]! ^= 1;
+    expect(() => decodeContainer(bytes)).toThrow(/section a\\u000a\\u001b\[2J:first fails/);
+  });
+
   it('notices every flipped bit and every cut', () => {
     const whole = encodeContainer([one]);
     for (let i = 0; i < whole.length; i++) {

@@ -101,16 +101,17 @@ function advance(ns: number): Act<{ readonly clock: ManualClock }> {
   return (twin) => twin.clock.advance(ns);
 }
 
-/** 115200 8N1, FIFOs on with the highest trigger and emptied, received data announced. */
-const QUIET_LINE = [
-  [UART.lcr, 0x83],
-  [UART.data, 1],
-  [UART.ier, 0],
-  [UART.lcr, 0x03],
-  [UART.iirFcr, 0xc3],
-  [UART.mcr, 0x0b],
-  [UART.ier, 0x01],
-] as const;
+/** 115200 or 600 baud, 8N1, FIFOs on with the highest trigger and emptied, received data announced. */
+const quietLine = (divisor: 1 | 192) =>
+  [
+    [UART.lcr, 0x83],
+    [UART.data, divisor],
+    [UART.ier, 0],
+    [UART.lcr, 0x03],
+    [UART.iirFcr, 0xc3],
+    [UART.mcr, 0x0b],
+    [UART.ier, 0x01],
+  ] as const;
 
 /** Nothing is sent, then loopback, FIFOs on and empty: what is written is received behind a break. */
 const BROKEN_LINE = [
@@ -152,7 +153,7 @@ export const uart16550 = onPorts(
         return (twin) => twin.console.open(room);
       }
       case 2:
-        return advance(random.pick([1, 1000, 40_000, 4_000_000, SECOND]));
+        return advance(random.pick([1, 1000, 40_000, 400_000, 4_000_000, SECOND]));
       case 3: {
         const fcr = random.pick([0x01, 0x41, 0xc1, 0x07, 0]);
         return (twin) => twin.bus.write(UART.iirFcr, 1, fcr);
@@ -181,16 +182,17 @@ export const uart16550 = onPorts(
       }
       case 9: {
         // A few bytes, and then silence: what the character timeout is for.
-        if (random.chance(0.3)) {
+        if (random.chance(0.5)) {
           const bytes = Array.from({ length: random.between(1, 3) }, () => random.below(256));
-          const wait = random.pick([1_000_000, 10_000_000]);
+          const wait = random.pick([0, 100_000, 1_000_000, 10_000_000]);
+          const line = quietLine(random.pick([1, 192]));
           return ({ bus, console, clock }) => {
-            for (const [register, value] of QUIET_LINE) bus.write(register, 1, value);
+            for (const [register, value] of line) bus.write(register, 1, value);
             if (console.unread < 100) console.type(bytes);
             clock.advance(wait);
           };
         }
-        if (random.chance(0.05)) {
+        if (random.chance(0.1)) {
           // More than fits, and none of it read or all.
           const count = random.between(1, 20);
           const reads = random.pick([0, 20]);
