@@ -1,5 +1,6 @@
 /** What the control socket of a running guest answers, and what signals mean to it. */
 import { VmmError } from '../base/error.ts';
+import { shown } from '../base/text.ts';
 import type { Machine } from '../machine/machine.ts';
 import { writeSavedFile } from '../machine/saved-file.ts';
 import type { ControlHandler, ControlRequest } from '../monitor/control-server.ts';
@@ -53,7 +54,10 @@ export function controlHandler(machine: Machine, protection: GuestProtection): C
           'this host runs the guest already; takeover is for a standby',
         );
       default:
-        throw new VmmError('CONTROL_REQUEST', `there is no command '${String(request.command)}'`);
+        throw new VmmError(
+          'CONTROL_REQUEST',
+          `there is no command '${shown(String(request.command))}'`,
+        );
     }
   };
 }

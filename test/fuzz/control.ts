@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { assert } from '../../src/base/assert.ts';
 import { VmmError } from '../../src/base/error.ts';
 import { Prng } from '../../src/base/prng.ts';
+import { shown } from '../../src/base/text.ts';
 import {
   askControl,
   type ControlAnswer,
@@ -34,7 +35,10 @@ const handler: ControlHandler = (request) => {
     case 'throw':
       throw new TypeError('a mistake of ours');
     default:
-      throw new VmmError('CONTROL_COMMAND', `there is no command ${String(request.command)}`);
+      throw new VmmError(
+        'CONTROL_COMMAND',
+        `there is no command ${shown(String(request.command))}`,
+      );
   }
 };
 
