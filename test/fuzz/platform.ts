@@ -97,8 +97,10 @@ function onPorts<D extends Device>(
   };
 }
 
-function advance(ns: number): Act<{ readonly clock: ManualClock }> {
-  return (twin) => twin.clock.advance(ns);
+/** Time goes on; now and then timers fire late, as those of a busy host do. */
+function advance(random: Prng, ns: number): Act<{ readonly clock: ManualClock }> {
+  const late = random.chance(0.2);
+  return ({ clock }) => (late ? clock.jump(ns) : clock.advance(ns));
 }
 
 /** 115200 or 600 baud, 8N1, FIFOs on with the highest trigger and emptied, received data announced. */
@@ -153,7 +155,7 @@ export const uart16550 = onPorts(
         return (twin) => twin.console.open(room);
       }
       case 2:
-        return advance(random.pick([1, 1000, 40_000, 400_000, 4_000_000, SECOND]));
+        return advance(random, random.pick([1, 1000, 40_000, 400_000, 4_000_000, SECOND]));
       case 3: {
         const fcr = random.pick([0x01, 0x41, 0xc1, 0x07, 0]);
         return (twin) => twin.bus.write(UART.iirFcr, 1, fcr);
@@ -230,9 +232,12 @@ export const rtcCmos = onPorts(
     };
     switch (random.below(10)) {
       case 0:
-        return advance(random.pick([0, 244_000, 61_036, SECOND / 2, SECOND, 86_400 * SECOND]));
+        return advance(
+          random,
+          random.pick([0, 244_000, 61_036, SECOND / 2, SECOND, 86_400 * SECOND]),
+        );
       case 1:
-        if (random.chance(0.5)) return advance(random.below(3 * SECOND));
+        if (random.chance(0.5)) return advance(random, random.below(3 * SECOND));
         // To the tenth of a millisecond before the next second.
         return ({ clock }) => clock.advance(2 * SECOND - 100_000 - (clock.wallNs() % SECOND));
       case 2: {
@@ -347,10 +352,11 @@ function acpiPmOf(timerBits: 24 | 32): TwinSubject<PortTwin<AcpiPm>> {
       switch (random.below(9)) {
         case 0:
           return advance(
+            random,
             random.pick([0, 279, 1e6, SECOND, 3 * SECOND, 601 * SECOND, 1300 * SECOND]),
           );
         case 1:
-          return advance(random.below(2 * SECOND));
+          return advance(random, random.below(2 * SECOND));
         case 2:
           return (twin) => twin.device.pressPowerButton();
         case 3: {
