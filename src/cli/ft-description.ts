@@ -27,6 +27,8 @@ function schemaOf(v: Valibot) {
   return v.strictObject({
     /** As which generation the guest runs there. */
     generation: v.pipe(count, v.minValue(1)),
+    /** What a survivor took the guest over from: the run before, and the last transaction of it that it had. */
+    origin: v.optional(v.strictObject({ generation: v.pipe(count, v.minValue(1)), id: count })),
     vm: v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/)),
     name: v.pipe(v.string(), v.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/)),
     memoryBytes: v.pipe(
@@ -98,7 +100,7 @@ let descriptionSchema: ReturnType<typeof schemaOf> | undefined;
 /** A machine as its primary describes it. */
 export type Description = InferOutput<ReturnType<typeof schemaOf>>;
 /** What of it does not change with the host that runs the guest's next generation. */
-export type MachineDescription = Omit<Description, 'generation'>;
+export type MachineDescription = Omit<Description, 'generation' | 'origin'>;
 
 function ticket(role: string, image: Image): ImageTicket {
   const { name, bytes } = image;

@@ -7,6 +7,7 @@ import { VmmError } from '../base/error.ts';
 import { POLICY_DEFAULTS } from '../ft/core/epoch-policy.ts';
 import type { PrimaryConfig } from '../ft/core/primary-types.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
+import type { Origin } from '../ft/disk/storage.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import { introduce } from '../ft/shell/introduction.ts';
 import { type LinkOptions, requireKey } from '../ft/shell/link.ts';
@@ -49,6 +50,8 @@ export interface GuestDescription {
 export interface Authority {
   readonly arbiter: Arbiter | undefined;
   readonly generation: number;
+  /** What this host took the guest over from, if it did. */
+  readonly origin?: Origin;
 }
 
 /** Where standbys are, and the key that they share with this host. */
@@ -111,7 +114,11 @@ export class Protection implements GuestProtection {
     const { log } = machine;
     const { arbiter } = authority;
     const { description: made, images } = this.#parts.describe();
-    const description = parseDescription({ ...made, generation: authority.generation });
+    const description = parseDescription({
+      ...made,
+      generation: authority.generation,
+      ...(authority.origin && { origin: authority.origin }),
+    });
     const settings = this.#settings;
     const goesOn = (settings.onPeerLoss ?? (arbiter ? 'continue' : 'pause')) === 'continue';
     // What the processors are can only be read while they stand still.

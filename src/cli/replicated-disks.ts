@@ -3,22 +3,34 @@
  * what is done with the record that lies beside an image.
  */
 import { closeSync, constants, openSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { isDeepStrictEqual } from 'node:util';
 import { VmmError } from '../base/error.ts';
 import type { Logger } from '../base/log.ts';
 import { openDisk } from '../block/open.ts';
+import type { ActivityState } from '../ft/disk/activity-file.ts';
 import { type BaseIdentity, digestBase } from '../ft/disk/base-image.ts';
 import { DiskAccess, SCRATCH_BYTES } from '../ft/disk/disk-access.ts';
 import type { Crc } from '../ft/disk/disk-log.ts';
-import { fileRoom, holesOf, identifyStorage, isLocked } from '../ft/disk/host-storage.ts';
+import {
+  activityParts,
+  fileRoom,
+  holesOf,
+  identifyStorage,
+  isLocked,
+  readActivity,
+  removeActivity,
+} from '../ft/disk/host-storage.ts';
 import { openLogFile } from '../ft/disk/log-file.ts';
 import { heldBy, recoverImages, refuseIncomplete } from '../ft/disk/recover.ts';
 import { type ReplicaDisk, ReplicaDisks } from '../ft/disk/replica-disks.ts';
 import { IMAGE, ReplicaRecord, recordPath } from '../ft/disk/replica-record.ts';
-import { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
+import { type PrimaryDisk, ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
 import {
+  continues,
   decideStorage,
   type HeldCopy,
   isReplicated,
+  type ReturnedCopy,
   STORAGE,
   type Storage,
 } from '../ft/disk/storage.ts';
@@ -111,6 +123,7 @@ export function recordDisks(
       backend,
       open: () => openAccess(parts, { ...options[i]!, readonly: true }),
       openBase: () => openBase(parts, options[i]!.base!),
+      ...activityOf(parts, options[i]!),
     })),
     machine.memory,
     crcOf(parts.io),
@@ -123,6 +136,23 @@ export function recordDisks(
       disks: devices.disks.map((disk, i) => ({ ...disk, backend: disks.blocks[i]! })),
     },
   };
+}
+
+/** A log of where the disk may differ from the standby's copy, for what is a file here. */
+function activityOf(
+  { io, log }: DiskHost,
+  { source, readonly }: DiskOption,
+): Pick<PrimaryDisk, 'activity'> {
+  if (readonly || !isFile(source)) return {};
+  const warn = (sentence: string): void => log.warn(`${source}: ${sentence}`);
+  return { activity: activityParts(source, crcOf(io), warn) };
+}
+
+/** Before a guest writes to disks: what lies beside them about an earlier run says nothing of them any more. */
+export function forgetActivity(options: readonly DiskOption[]): void {
+  for (const { source, readonly } of options) {
+    if (!readonly && isFile(source)) removeActivity(source);
+  }
 }
 
 /** A base image, read through the page cache: it does not change. */
@@ -163,9 +193,11 @@ export async function adoptImages(parts: DiskHost, options: readonly DiskOption[
       images.push({ access: await openAccess(parts, option), record });
     }
     const id = await recoverImages(images);
-    if (id === undefined) return;
-    parts.log.info(`disks that a standby held are at its transaction ${id}`);
-    for (const { record } of images) await record.setMark({ ...record.mark!, state: IMAGE.live });
+    if (id !== undefined) {
+      parts.log.info(`disks that a standby held are at its transaction ${id}`);
+      for (const { record } of images) await record.setMark({ ...record.mark!, state: IMAGE.live });
+    }
+    forgetActivity(options);
   } finally {
     for (const { access, record } of images) {
       await access.close();
@@ -175,19 +207,30 @@ export async function adoptImages(parts: DiskHost, options: readonly DiskOption[
 }
 
 /** What lies beside images at the start of a standby, by image: what they hold, as long as nobody has opened them. */
-export type Kept = ReadonlyMap<string, ReplicaRecord>;
+export interface Kept {
+  readonly records: ReadonlyMap<string, ReplicaRecord>;
+  /** Where this host was a primary. */
+  readonly activity: ReadonlyMap<string, ActivityState>;
+}
 
-/** Looks at the records of images, without changing them. */
+/** Nothing is known of any image. */
+export const NOTHING_KEPT: Kept = { records: new Map(), activity: new Map() };
+
+/** Looks at the records and logs of images, without changing them. @throws VmmError `DISK_LOG` */
 export async function readKept(parts: DiskHost, sources: readonly string[]): Promise<Kept> {
-  const kept = new Map<string, ReplicaRecord>();
+  const records = new Map<string, ReplicaRecord>();
+  const activity = new Map<string, ActivityState>();
   for (const source of sources) {
-    const record = isFile(source) ? await openRecord(parts, source, false) : undefined;
+    if (!isFile(source)) continue;
+    const state = await readActivity(source, crcOf(parts.io));
+    if (state !== undefined) activity.set(source, state);
+    const record = await openRecord(parts, source, false);
     if (record === undefined) continue;
     record.takeRecords();
     await record.close();
-    kept.set(source, record);
+    records.set(source, record);
   }
-  return kept;
+  return { records, activity };
 }
 
 /** What the images of `local` hold of a guest, by what was found at the start. */
@@ -198,10 +241,60 @@ export function heldAtStart(
 ): HeldCopy | undefined {
   const records = local
     .filter((_, i) => !description.disks[i]!.readonly)
-    .map(({ source }) => kept.get(source));
+    .map(({ source }) => kept.records.get(source));
   // Shared disks have no record; a guest that has both kinds gets its copies anew.
   if (records.length === 0 || records.some((record) => record === undefined)) return undefined;
   return heldBy(records as ReplicaRecord[], description.vm);
+}
+
+/**
+ * What the images of `local` are for the guest that is described, where this host was its primary and the one that describes it has
+ * taken it over from that very run: by the logs that were found at the start.
+ */
+export function returnedAtStart(
+  description: Description,
+  local: readonly DiskOption[],
+  kept: Kept,
+): ReturnedCopy | undefined {
+  let first: ActivityState | undefined;
+  const extents: (readonly number[])[] = [];
+  for (const [i, { source }] of local.entries()) {
+    if (description.disks[i]!.readonly) {
+      extents.push([]);
+      continue;
+    }
+    const state = kept.activity.get(source);
+    if (state === undefined || state.vm !== description.vm) return undefined;
+    first ??= state;
+    if (state.generation !== first.generation || state.fromId !== first.fromId) return undefined;
+    extents.push(state.extents);
+  }
+  if (first === undefined || !continues(description.origin, first)) return undefined;
+  return { generation: first.generation, fromId: first.fromId, extents };
+}
+
+/**
+ * The same again when the images are locked.
+ * @throws VmmError `DISK_LOG` when a log is not any more what was found: somebody has used its image meanwhile
+ */
+async function returnedNow(
+  { io }: DiskHost,
+  description: Description,
+  local: readonly DiskOption[],
+  kept: Kept,
+): Promise<ReturnedCopy | undefined> {
+  const returned = returnedAtStart(description, local, kept);
+  if (returned === undefined) return undefined;
+  for (const [i, { source }] of local.entries()) {
+    if (description.disks[i]!.readonly) continue;
+    const now = await readActivity(source, crcOf(io));
+    if (isDeepStrictEqual(now, kept.activity.get(source))) continue;
+    throw new VmmError(
+      'DISK_LOG',
+      `${source} was used by somebody else since this standby started`,
+    );
+  }
+  return returned;
 }
 
 /** How a standby keeps each disk of a guest. @throws VmmError `FT_STORAGE` where that cannot be told */
@@ -211,7 +304,7 @@ export function storageHere(
   local: readonly DiskOption[],
   bases: Bases,
   own: ReadonlySet<string>,
-  held: HeldCopy | undefined,
+  held: HeldCopy | ReturnedCopy | undefined,
 ): Storage[] {
   return description.disks.map((disk, i) => {
     const option = local[i]!;
@@ -258,6 +351,7 @@ export async function openReplicas(
   description: Description,
   local: readonly DiskOption[],
   storage: readonly Storage[],
+  kept: Kept,
 ): Promise<ReplicaDisks | undefined> {
   const { io } = parts;
   const replicas: ReplicaDisk[] = [];
@@ -279,12 +373,15 @@ export async function openReplicas(
         storage[disk] === STORAGE.replicatedOnBase
           ? await openBase(parts, option.base!)
           : undefined;
-      replicas.push({ disk, id, access, record, room, blockSizeBytes, base });
+      const voidActivity = (): void => removeActivity(option.source);
+      replicas.push({ disk, id, access, record, room, blockSizeBytes, base, voidActivity });
     }
     if (replicas.length === 0) return undefined;
     await recoverImages(replicas);
     const records = replicas.map(({ record }) => record);
-    return new ReplicaDisks(replicas, description.vm, crcOf(io), heldBy(records, description.vm));
+    const { vm } = description;
+    const returned = await returnedNow(parts, description, local, kept);
+    return new ReplicaDisks(replicas, vm, crcOf(io), heldBy(records, vm), returned);
   } catch (error) {
     for (const { access, record, room, base } of replicas) {
       await base?.close();

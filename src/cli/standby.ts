@@ -2,14 +2,18 @@
  * `tsvmm standby`: waits for a primary, builds the machine that it describes, keeps it up to date, and runs the guest when
  * authority comes. Every disk, network and KVM is opened when the primary connects; what is missing is said then.
  */
-import { VmmError } from '../base/error.ts';
+import { codeOf, VmmError } from '../base/error.ts';
 import type { Logger } from '../base/log.ts';
-import { FileDisk } from '../block/file.ts';
 import type { ConsoleBackend } from '../console/backend.ts';
 import { openConsole } from '../console/open.ts';
 import type { ReplicaDisks } from '../ft/disk/replica-disks.ts';
 import type { ReplicatedDisks } from '../ft/disk/replicated-disks.ts';
-import { type HeldCopy, isReplicated, type Storage } from '../ft/disk/storage.ts';
+import {
+  type HeldCopy,
+  isReplicated,
+  type ReturnedCopy,
+  type Storage,
+} from '../ft/disk/storage.ts';
 import { announce } from '../ft/shell/announce.ts';
 import type { Arbiter } from '../ft/shell/arbiter.ts';
 import type { Outputs } from '../ft/shell/outputs.ts';
@@ -39,18 +43,22 @@ import {
 } from './ft-description.ts';
 import { ARBITER_RETRY_NS, helloOf, livenessFor, NO_ARBITER, openArbiter } from './ft-options.ts';
 import { controlHandler, handleSignals } from './guest-commands.ts';
+import { lockDisks } from './lock-disks.ts';
 import { closeAll, tapOutputs } from './open-parts.ts';
 import { Protection } from './protect.ts';
 import {
   type Bases,
   describeStorage,
+  forgetActivity,
   heldAtStart,
   type Kept,
   makeImages,
+  NOTHING_KEPT,
   openReplicas,
   readBases,
   readKept,
   recordDisks,
+  returnedAtStart,
   storageHere,
 } from './replicated-disks.ts';
 import { openLog } from './report.ts';
@@ -59,21 +67,19 @@ import { parseStandbyOptions, type StandbyOptions } from './standby-options.ts';
 
 /** A lost connection is looked into at once: the arbiter knows more than a delay would tell. */
 const SUSPECT_NS = 20e6;
-/** How often a takeover tries to lock a disk that the dead host's process still seems to hold. */
-const LOCK_RETRY_MS = 50;
-/** Tries where a lease says that the other process writes no more. */
-const LEASED_LOCK_TRIES = 20;
 
 /** Made while the guest runs elsewhere, so that no takeover fails for it. @throws VmmError `FT_DESCRIPTION` */
 function describedHere(
   description: Description,
   storages: readonly DescribedStorage[],
 ): MachineDescription {
-  const disks = description.disks.map(({ base: _, ...disk }, i) => {
+  // Where it came from to the host that ran it before is no part of it.
+  const { origin: _origin, ...machine } = description;
+  const disks = machine.disks.map(({ base: _, ...disk }, i) => {
     const { ft, ...here } = storages[i]!;
     return { ...disk, ...here, ft: ft === 'auto' ? disk.ft : ft };
   });
-  return parseDescription({ ...description, disks });
+  return parseDescription({ ...machine, disks });
 }
 
 /** The machine of one introduction with all that belongs to it. */
@@ -84,6 +90,9 @@ interface Built extends StandbyMachine {
   readonly devices: OpenDevices;
   /** The guest as this host will describe it to its next standby: the same machine, on the disks of this host. */
   readonly described: MachineDescription;
+  /** What the disks are on this host, and the numbers of those that are its own copies. */
+  readonly options: readonly DiskOption[];
+  readonly copies: readonly number[];
   readonly images: readonly Uint8Array[];
 }
 
@@ -151,6 +160,8 @@ class Builder {
   #replicas: ReplicaDisks | undefined;
   #replicasOf = '';
   #kept: Kept;
+  /** Looks at the images once more. */
+  readonly #read: () => Promise<Kept>;
 
   constructor(
     options: StandbyOptions,
@@ -160,8 +171,10 @@ class Builder {
     arbiter: Arbiter | undefined,
     bases: Bases,
     kept: Kept,
+    read: () => Promise<Kept>,
   ) {
     this.#kept = kept;
+    this.#read = read;
     this.#bases = bases;
     this.#options = options;
     this.#io = io;
@@ -173,7 +186,8 @@ class Builder {
   /** How each disk of a guest is kept here. @throws VmmError `FT_RESOURCE`, `FT_STORAGE` */
   storage(description: Description): Storage[] {
     const local = diskOptions(description, this.#options.disks);
-    return this.#storageOf(description, local, this.held(description));
+    const held = this.held(description) ?? this.returned(description);
+    return this.#storageOf(description, local, held);
   }
 
   /** What the copies here hold of a guest already. */
@@ -184,10 +198,19 @@ class Builder {
     return heldAtStart(description, diskOptions(description, this.#options.disks), this.#kept);
   }
 
+  /** What the disks here are for a guest that was lost on this host; undefined where they hold anything of a standby. */
+  returned(description: Description): ReturnedCopy | undefined {
+    if (this.held(description) !== undefined) return undefined;
+    if (this.#replicas !== undefined) {
+      return this.#replicasOf === description.vm ? this.#replicas.returned : undefined;
+    }
+    return returnedAtStart(description, diskOptions(description, this.#options.disks), this.#kept);
+  }
+
   #storageOf(
     description: Description,
     local: readonly DiskOption[],
-    held: HeldCopy | undefined,
+    held: HeldCopy | ReturnedCopy | undefined,
   ): Storage[] {
     const parts = { io: this.#io, log: this.#log };
     return storageHere(parts, description, local, this.#bases, this.#own, held);
@@ -234,9 +257,9 @@ class Builder {
         }
       }
       const diskHost = { host, io: this.#io, log };
-      const replicas = await openReplicas(diskHost, description, options, storage);
+      const replicas = await openReplicas(diskHost, description, options, storage, this.#kept);
       closers.push(() => replicas?.close());
-      this.#kept = new Map();
+      this.#kept = NOTHING_KEPT;
       this.#replicas = replicas;
       this.#replicasOf = description.vm;
       closers.push(() => {
@@ -261,6 +284,8 @@ class Builder {
         replicas,
         devices,
         described: describedHere(description, describeStorage(options, this.#bases)),
+        options,
+        copies: [...storage.keys()].filter((i) => isReplicated(storage[i])),
         images,
         guest: replicatedGuest(machine),
         config: {
@@ -285,35 +310,8 @@ class Builder {
       };
     } catch (error) {
       await dispose();
+      if (codeOf(error) === 'DISK_LOG') this.#kept = await this.#read();
       throw error;
-    }
-  }
-}
-
-/**
- * Locks the disks that the guest is going to write, waiting for a process of the other host that is just ending. With a lease not
- * for long: whoever still holds a lock there was stopped, its lease is over, and it writes nothing any more.
- */
-async function lockDisks(devices: OpenDevices, leased: boolean, log: Logger): Promise<void> {
-  for (const { id, backend } of devices.disks) {
-    if (!(backend instanceof FileDisk)) continue;
-    let tries = 0;
-    for (let complained = false; ; ) {
-      try {
-        backend.lock();
-        break;
-      } catch (error) {
-        if (leased && ++tries > LEASED_LOCK_TRIES) {
-          log.warn(
-            `disk '${id}' is locked by a process whose lease is over; the guest runs without the lock`,
-          );
-          break;
-        }
-        if (!complained)
-          log.warn(`disk '${id}' is still locked by another process; waiting (${String(error)})`);
-        complained = true;
-        await new Promise((resolve) => setTimeout(resolve, LOCK_RETRY_MS));
-      }
     }
   }
 }
@@ -332,6 +330,8 @@ async function takeOver(
   const beganNs = io.monotonicNs();
   await lockDisks(devices, arbiter?.lease !== undefined, log);
   await built.replicas?.goLive(takeover.generation);
+  forgetActivity(built.options);
+  disks.tookOver(takeover.origin, built.copies);
   guest.loadContainer(takeover.container, takeover.elapsedNs);
   if (arbiter?.lease !== undefined) outputs.setLease(arbiter.lease);
   const { replay } = takeover.store;
@@ -350,9 +350,9 @@ async function takeOver(
     },
     options.settings,
   );
-  const { generation } = takeover;
+  const { generation, origin } = takeover;
   const { peers, key } = options;
-  protection.start({ arbiter, generation }, options.arbiter, { addresses: peers, key });
+  protection.start({ arbiter, generation, origin }, options.arbiter, { addresses: peers, key });
   const signals = handleSignals(machine, protection);
   setHandler(controlHandler(machine, protection), () => protection.endGuest());
   machine.start();
@@ -405,8 +405,8 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
     closers.push(() => console.close());
     const bases = await readBases(io, parseDisks([...options.disks.values()]));
     const sources = parseDisks([...options.disks.values()]).map(({ source }) => source);
-    const kept = await readKept({ host: openKvmHost(), io, log }, sources);
-    const builder = new Builder(options, io, log, console, arbiter, bases, kept);
+    const read = (): Promise<Kept> => readKept({ host: openKvmHost(), io, log }, sources);
+    const builder = new Builder(options, io, log, console, arbiter, bases, await read(), read);
     const shell = new StandbyShell({
       io,
       log,
@@ -416,7 +416,9 @@ export async function standby(line: Readonly<Record<string, unknown>>): Promise<
         const description = parseDescription(received);
         const { vm, generation, images } = description;
         const storage = builder.storage(description);
-        return { vm, generation, tickets: images, storage, held: builder.held(description) };
+        const held = builder.held(description);
+        const returned = builder.returned(description);
+        return { vm, generation, tickets: images, storage, held, returned };
       },
       build: (received, images) => builder.build(received, images),
       events: {

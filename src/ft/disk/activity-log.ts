@@ -1,185 +1,319 @@
 /**
- * Which parts of its disk a primary may have changed without its standby knowing: extents of 1 MiB, persisted *before* the first
- * write to them. When the primary's host is lost and comes back, its image differs from the survivor's in these extents and in
- * what the survivor wrote since; without a sound log, or with one of another run, nothing is known and the whole disk
- * is copied.
+ * Where a primary's image may differ from what its standby holds, so that a lost host need not be copied whole when it comes back:
+ * extents of 1 MiB, durable in the file beside the image (activity-file.ts) *before* the first write to them goes to the disk.
  *
- * The whole set fits into one block of 4 KiB, so a change is one write and one sync; several changes that come together share
- * them. Blocks are written in turn, the sound one with the highest count holds.
+ * An extent is active from before a write to it until the standby has acknowledged that write *and* it is durable on this
+ * host: what was acknowledged and lay in a cache when the power went is on the survivor's disk and not on this one. So the disk is
+ * flushed now and then, and what is acknowledged and was not written since is retired.
  *
- * Duty of the caller: an extent stays active as long as a write to it is not acknowledged by the standby *and* durable on this
- * host; only then {@link ActivityLog.retire} it. (What was acknowledged and lay in a cache when the power went is on the
- * survivor's disk and not on this one.)
+ *   void      the file claims nothing, writes go
+ *   arming    the standby has everything: the disk is flushed, writes go and are noted
+ *   starting  the first set is being written, writes wait
+ *   sound     writes go where the durable set covers them; elsewhere they wait until it does
+ *   voiding   the guest goes on without the standby: writes go where they are covered until the file claims nothing
  *
- * Nothing calls this yet: a lost primary that comes back is copied whole (docs/replication.md).
+ * Nothing is allocated for a write that is covered. One for each disk; used by its RecordingBlock and by ReplicatedDisks.
  */
-import { assert } from '../../base/assert.ts';
-import { readU32, writeU32 } from '../wire/cursor.ts';
-import type { Crc } from './disk-log.ts';
-import type { LogFile } from './log-file.ts';
+import { messageOf } from '../../base/error.ts';
+import {
+  type ActivityFile,
+  type ActivityOwner,
+  EXTENT_BYTES,
+  EXTENTS_MAX,
+} from './activity-file.ts';
 
-/** The unit of the log: coarse, so that a guest at work on one place seldom changes it. */
-export const EXTENT_BYTES = 2 ** 20;
-const MAGIC = 0x41465354; // "TSFA"
-const VERSION = 1;
-const BLOCK = 4096;
-const BLOCKS = 4;
-const HEAD = 56;
-/** Most extents that are active at a time. */
-export const EXTENTS_MAX = (BLOCK - HEAD - 4) / 4;
-const HIGH = 2 ** 32;
+/** From one flush of the primary's own disk to the next, while the guest writes. */
+const FLUSH_MS = 2000;
+/** From a try that failed to the next. */
+const RETRY_MS = 1000;
+/** The same while a write waits for room. */
+const STARVED_MS = 20;
+/** Extents in the log at most, so that a flush that retires some is begun before it is full. */
+const EXTENTS_HIGH = Math.floor((3 * EXTENTS_MAX) / 4);
+/** Tries to begin with a set that fits. */
+const ARM_TRIES = 5;
 
-/** What a log belongs to. */
-export interface ActivityOwner {
-  /** Which guest; 16 bytes in hexadecimal. */
-  readonly vm: string;
-  readonly generation: number;
+/** What a disk's log is made with. */
+export interface ActivityParts {
+  /** Opens the file, making it if it is missing; when the log is first needed. */
+  open(): Promise<ActivityFile>;
+  /** Which image this is ({@link ActivityOwner}). */
+  readonly image: number;
+  /** What was done on the image before is durable when this resolves. */
+  flush(): Promise<void>;
+  /** Waits; does not keep a process alive. */
+  sleep(ms: number): Promise<void>;
+  /** Something is wrong with the log: one sentence for a person. */
+  warn(sentence: string): void;
+  /** Nothing is flushed any more. */
+  close(): void;
 }
 
-/** What is found in a log. */
-export interface ActivityState extends ActivityOwner {
-  /** Whether its owner ended in order: then the disk is what the standby had acknowledged, and the extents do not count. */
-  readonly clean: boolean;
-  /** Numbers of extents, ascending. */
-  readonly extents: readonly number[];
-}
+type State = 'void' | 'arming' | 'starting' | 'sound' | 'voiding';
+
+/** What an extent is between flushes. */
+const CLEAN = 0;
+const WRITTEN = 1;
+/** Acknowledged when the flush began that is under way, and not written since. */
+const LEAVING = 2;
+/** A write waits for it: not retired by the flush that comes next, or the write would wait again. */
+const WANTED = 3;
 
 /** See the module's head. */
 export class ActivityLog {
-  readonly #file: LogFile;
-  readonly #crc: Crc;
-  /** What was found at {@link open}; undefined: nothing sound. */
-  readonly found: ActivityState | undefined;
+  readonly #parts: ActivityParts;
+  #file: ActivityFile | undefined;
+  #state: State = 'void';
   #owner: ActivityOwner | undefined;
-  #count: number;
-  /** Active and persisted, or about to be; in the order of their last use. */
+  /** By extent: writes that are not acknowledged, and {@link CLEAN} ... {@link WANTED}. */
+  readonly #open: Uint16Array;
+  readonly #written: Uint8Array;
+  /** Where the disk has refused a write half-way: never the same again. */
+  readonly #failed = new Set<number>();
+  /** What the next change of the file names; and of that what is durable. */
   readonly #active = new Set<number>();
-  readonly #persisted = new Set<number>();
-  #writing: Promise<void> | undefined;
-  #again = false;
+  readonly #durable = new Set<number>();
+  /** Counts runs of the log: what was begun for an earlier one is dropped. */
+  #run = 0;
+  #changed = false;
+  #pumping: Promise<void> | undefined;
+  #flushing = false;
+  #resting = false;
+  /** A write waits for an extent for which there is no room. */
+  #starved = false;
+  #broken = false;
+  #closed = false;
+  /** Writes that waited may be tried again. */
+  onRoom: () => void = () => {};
+  /** A write waits until the standby has acknowledged others. */
+  onWait: () => void = () => {};
 
-  private constructor(file: LogFile, crc: Crc, count: number, found: ActivityState | undefined) {
-    this.#file = file;
-    this.#crc = crc;
-    this.#count = count;
-    this.found = found;
+  constructor(sizeBytes: number, parts: ActivityParts) {
+    this.#parts = parts;
+    const extents = Math.ceil(sizeBytes / EXTENT_BYTES);
+    this.#open = new Uint16Array(extents);
+    this.#written = new Uint8Array(extents);
   }
 
-  /** Reads what an earlier owner left. */
-  static async open(file: LogFile, crc: Crc): Promise<ActivityLog> {
-    let count = 0;
-    let found: ActivityState | undefined;
-    for (let i = 0; i < BLOCKS; i++) {
-      const block = await file.read(i * BLOCK, BLOCK);
-      if (block.length < BLOCK || readU32(block, 0) !== MAGIC) continue;
-      if (readU32(block, BLOCK - 4) !== crc(block, 0, BLOCK - 4, 0)) continue;
-      const number = readU32(block, 8) + readU32(block, 12) * HIGH;
-      if (number <= count) continue;
-      count = number;
-      found = readU32(block, 4) === VERSION ? stateOf(block) : undefined;
-    }
-    return new ActivityLog(file, crc, count, found);
+  get state(): State {
+    return this.#state;
   }
 
-  /** Begins a run: nothing is active. Durable when this resolves. */
-  async begin(owner: ActivityOwner): Promise<void> {
-    this.#owner = owner;
-    this.#active.clear();
-    await this.#persist(false);
+  /** Extents that the next change of the file names. */
+  get active(): readonly number[] {
+    return [...this.#active].sort((a, b) => a - b);
   }
 
-  /** Whether a write there may go to the disk now. */
-  covers(offset: number, length: number): boolean {
-    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
-    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) {
-      if (!this.#persisted.has(e)) return false;
-    }
-    return true;
-  }
+  // --- writes
 
-  /**
-   * Makes the extents of a write active.
-   * @returns a promise that resolves when they are durable, or undefined when there is no room: something must retire first
-   */
-  activate(offset: number, length: number): Promise<void> | undefined {
+  /** Whether a write there may go to the disk now. If not, {@link onRoom} is called when it is worth another try. */
+  admits(offset: number, length: number): boolean {
+    if (this.#state === 'void' || this.#state === 'arming') return true;
     const first = Math.floor(offset / EXTENT_BYTES);
     const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
-    let added = 0;
-    for (let e = first; e <= last; e++) if (!this.#active.has(e)) added++;
-    if (this.#active.size + added > EXTENTS_MAX) return undefined;
-    for (let e = first; e <= last; e++) this.#active.add(e);
-    return this.#persist(false);
+    let covered = true;
+    for (let e = first; covered && e <= last; e++) covered = this.#durable.has(e);
+    if (!covered) this.#want(first, last);
+    return covered;
   }
 
-  /** Extents that are active, in the order in which they became so. */
-  get active(): readonly number[] {
-    return [...this.#active];
+  /** A write that the standby will hear of goes to the disk. */
+  begin(offset: number, length: number): void {
+    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
+    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) {
+      this.#open[e]!++;
+      this.#written[e] = WRITTEN;
+    }
+    if (this.#state === 'sound' && !this.#resting) this.#rest();
   }
 
-  /** These extents are the same on both hosts again. Written with the next change: a log may name too many, never too few. */
-  retire(extents: Iterable<number>): void {
-    for (const extent of extents) {
-      this.#active.delete(extent);
-      this.#persisted.delete(extent);
+  /** It is acknowledged, or nobody waits for that any more. Once for each {@link begin}. */
+  end(offset: number, length: number): void {
+    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
+    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) this.#open[e]!--;
+    if (this.#starved) this.#flush();
+  }
+
+  /** The disk has refused a write there, maybe half-way. */
+  failed(offset: number, length: number): void {
+    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
+    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) this.#failed.add(e);
+  }
+
+  #want(first: number, last: number): void {
+    if (this.#state === 'voiding') return;
+    let more = 0;
+    for (let e = first; e <= last; e++) if (!this.#active.has(e)) more++;
+    if (last - first >= EXTENTS_MAX / 2) {
+      // A write so wide (a discard of the whole disk) ends the log of this run.
+      this.void();
+      return;
+    }
+    if (this.#active.size + more > EXTENTS_MAX) {
+      this.#starved = true;
+      this.onWait();
+      this.#flush();
+      return;
+    }
+    for (let e = first; e <= last; e++) {
+      this.#active.add(e);
+      this.#written[e] = WANTED;
+    }
+    this.#change();
+    if (this.#active.size > EXTENTS_HIGH) this.#flush();
+  }
+
+  // --- the run
+
+  /** The standby has acknowledged everything up to a whole first copy: from now on the log may hold. */
+  arm(owner: Omit<ActivityOwner, 'image'>): void {
+    if (this.#state !== 'void' || this.#broken || this.#closed) return;
+    this.#state = 'arming';
+    this.#owner = { ...owner, image: this.#parts.image };
+    void this.#arm(++this.#run);
+  }
+
+  async #arm(run: number): Promise<void> {
+    const { sleep, flush, warn, open } = this.#parts;
+    try {
+      this.#file ??= await open();
+      for (let tries = 0; run === this.#run && tries < ARM_TRIES; tries++) {
+        if (tries > 0) await sleep(FLUSH_MS);
+        // What is not acknowledged, or not yet done, is not made durable for sure by this flush.
+        for (let e = 0; e < this.#open.length; e++) {
+          this.#written[e] = this.#open[e] === 0 ? CLEAN : WRITTEN;
+        }
+        await flush();
+        if (run !== this.#run) return;
+        this.#active.clear();
+        for (const extent of this.#failed) this.#active.add(extent);
+        for (let e = 0; e < this.#open.length; e++) {
+          if (this.#open[e]! > 0 || this.#written[e] !== CLEAN) this.#active.add(e);
+        }
+        if (this.#active.size > EXTENTS_HIGH) continue;
+        this.#state = 'starting';
+        this.#change();
+        return;
+      }
+    } catch (error) {
+      warn(`a return of this host will need whole copies of its disks: ${messageOf(error)}`);
+    }
+    if (run === this.#run) this.#state = 'void';
+  }
+
+  /** What is written from now on is not in the log: the file must claim nothing before any of it goes to the disk. */
+  void(): void {
+    this.#run++;
+    this.#starved = false;
+    if (this.#state === 'arming') this.#state = 'void';
+    if (this.#state === 'void' || this.#state === 'voiding') return;
+    this.#state = 'voiding';
+    this.#change();
+  }
+
+  /** Ends the log: where everything is acknowledged the file says so. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#run++;
+    await this.#pumping;
+    if (this.#state === 'sound' && this.#open.every((n) => n === 0) && this.#failed.size === 0) {
+      try {
+        await this.#parts.flush();
+        await this.#file!.write({ ...this.#owner!, extents: [] });
+      } catch {
+        // What stands there names too many extents, not too few.
+      }
+    }
+    this.#parts.close();
+    await this.#file?.close();
+  }
+
+  // --- inside
+
+  #change(): void {
+    this.#changed = true;
+    this.#pumping ??= this.#pump().finally(() => {
+      this.#pumping = undefined;
+    });
+  }
+
+  /** Writes the set as it is when a write begins; changes during one share the next. */
+  async #pump(): Promise<void> {
+    for (let complained = false; this.#changed && !this.#closed; ) {
+      this.#changed = false;
+      const voiding = this.#is('voiding');
+      const extents = this.active;
+      try {
+        await this.#file!.write(voiding ? undefined : { ...this.#owner!, extents });
+      } catch (error) {
+        // Writes wait: what is on the disk and not in the log would be lost when this host comes back.
+        if (!complained) this.#parts.warn(`writes wait: ${messageOf(error)}`);
+        complained = true;
+        this.#changed = true;
+        await this.#parts.sleep(RETRY_MS);
+        continue;
+      }
+      if (voiding) {
+        this.#active.clear();
+        this.#durable.clear();
+        this.#state = 'void';
+      } else {
+        for (const extent of extents) if (this.#active.has(extent)) this.#durable.add(extent);
+        if (this.#is('starting')) this.#state = 'sound';
+      }
+      this.onRoom();
     }
   }
 
-  /** The run ends in order: everything is acknowledged and durable. */
-  async end(): Promise<void> {
-    await this.#writing;
-    await this.#persist(true);
+  #is(state: State): boolean {
+    return this.#state === state;
   }
 
-  /** Writes the set as it is when the write begins; changes during a write share the next one. */
-  #persist(clean: boolean): Promise<void> {
-    if (this.#writing !== undefined) {
-      this.#again = true;
-      return this.#writing.then(() => this.#writing ?? Promise.resolve());
+  #rest(): void {
+    this.#resting = true;
+    void this.#parts.sleep(FLUSH_MS).then(() => {
+      this.#resting = false;
+      this.#flush();
+    });
+  }
+
+  /** Makes the disk durable, and retires what is acknowledged and was not written since. */
+  #flush(): void {
+    if (this.#flushing || this.#state !== 'sound' || this.#closed) return;
+    this.#flushing = true;
+    void this.#retire(this.#run).finally(() => {
+      this.#flushing = false;
+    });
+  }
+
+  async #retire(run: number): Promise<void> {
+    for (const e of this.#active) {
+      const stays = this.#open[e]! > 0 || this.#written[e] === WANTED;
+      this.#written[e] = stays ? WRITTEN : LEAVING;
     }
-    const run = async (): Promise<void> => {
-      await this.#write(clean);
-      this.#writing = undefined;
-      if (!this.#again) return;
-      this.#again = false;
-      await this.#persist(false);
-    };
-    this.#writing = run();
-    return this.#writing;
-  }
-
-  async #write(clean: boolean): Promise<void> {
-    assert(this.#owner !== undefined, 'a log is begun before it is used');
-    const extents = [...this.#active].sort((a, b) => a - b);
-    const block = new Uint8Array(BLOCK);
-    const count = this.#count + 1;
-    writeU32(block, 0, MAGIC);
-    writeU32(block, 4, VERSION);
-    writeU32(block, 8, count % HIGH);
-    writeU32(block, 12, Math.floor(count / HIGH));
-    writeU32(block, 16, this.#owner.generation);
-    writeU32(block, 20, clean ? 1 : 0);
-    for (let i = 0; i < 16; i++) {
-      block[24 + i] = Number.parseInt(this.#owner.vm.slice(2 * i, 2 * i + 2), 16);
+    try {
+      await this.#parts.flush();
+    } catch (error) {
+      // The host has lost data that it took: nothing can be said of this disk any more.
+      this.#parts.warn(
+        `a return of this host will need a whole copy of its disk: ${messageOf(error)}`,
+      );
+      this.#broken = true;
+      if (run === this.#run) this.void();
+      return;
     }
-    writeU32(block, 40, extents.length);
-    for (const [i, extent] of extents.entries()) writeU32(block, HEAD + 4 * i, extent);
-    writeU32(block, BLOCK - 4, this.#crc(block, 0, BLOCK - 4, 0));
-    this.#count = count;
-    await this.#file.write((count % BLOCKS) * BLOCK, block);
-    await this.#file.sync();
-    for (const extent of extents) if (this.#active.has(extent)) this.#persisted.add(extent);
+    if (run !== this.#run) return;
+    for (const e of this.#active) {
+      if (this.#written[e] !== LEAVING || this.#open[e] !== 0 || this.#failed.has(e)) continue;
+      this.#written[e] = CLEAN;
+      this.#active.delete(e);
+      this.#durable.delete(e);
+      this.#starved = false;
+    }
+    // Also when nothing changed: the file's age tells until when its owner lived.
+    this.#change();
+    if (this.#active.size > this.#failed.size && !this.#resting) this.#rest();
+    if (this.#starved) void this.#parts.sleep(STARVED_MS).then(() => this.#flush());
   }
-}
-
-function stateOf(block: Uint8Array): ActivityState | undefined {
-  const count = readU32(block, 40);
-  if (count > EXTENTS_MAX) return undefined;
-  let vm = '';
-  for (let i = 0; i < 16; i++) vm += block[24 + i]!.toString(16).padStart(2, '0');
-  return {
-    vm,
-    generation: readU32(block, 16),
-    clean: readU32(block, 20) === 1,
-    extents: Array.from({ length: count }, (_, i) => readU32(block, HEAD + 4 * i)),
-  };
 }

@@ -3,7 +3,7 @@
  * one disk, with what they are differences to. It is void from the moment a process takes it up (the marks are in memory then)
  * until that process saves it again: whoever dies in between leaves none, and the disk is copied whole.
  *
- * Nothing calls this yet: a lost primary that comes back is copied whole (docs/replication.md).
+ * Nothing calls this yet: the marks of a survivor end with its guest (docs/replication.md).
  *
  *   0        head: what it is of, whether it holds, CRC-32C
  *   4096 ... the bits, in blocks of 4096 bytes of which the last four are the CRC-32C of the others and the block's number

@@ -1,8 +1,25 @@
-/** What this host knows of the storage behind a disk: its identity, its holes, room in its file. */
-import { closeSync, constants, openSync, readFileSync, statfsSync, statSync } from 'node:fs';
+/** What this host knows of the storage behind a disk: its identity, its holes, room in its file, what makes it durable. */
+import {
+  closeSync,
+  constants,
+  fdatasync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  statfsSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs';
+import { dirname } from 'node:path';
+import { promisify } from 'node:util';
+import { crc32c } from '../../base/crc32c.ts';
 import { codeOf, messageOf, VmmError } from '../../base/error.ts';
+import { ActivityFile, type ActivityState, activityPath } from './activity-file.ts';
+import type { ActivityParts } from './activity-log.ts';
 import type { HoleMap } from './disk-access.ts';
+import type { Crc } from './disk-log.ts';
 import { GRANULE_BYTES, Granules } from './granules.ts';
+import { openLogFile } from './log-file.ts';
 import type { Room } from './replica-disks.ts';
 import type { StorageIdentity } from './storage.ts';
 
@@ -120,4 +137,80 @@ export function fileRoom(native: StorageNative, path: string, fd: number, sizeBy
     },
     close: () => closeSync(fd),
   };
+}
+
+/**
+ * Tells an image from another one that is put in its place later: inode, size, and when it was made.
+ * @throws Error when there is none
+ */
+export function imageStamp(image: string): number {
+  const { ino, size, birthtimeMs } = statSync(image);
+  return crc32c(new TextEncoder().encode(`${ino} ${size} ${birthtimeMs}`));
+}
+
+/** How the activity log of the image file at `image` is kept. */
+export function activityParts(
+  image: string,
+  crc: Crc,
+  warn: (sentence: string) => void,
+): ActivityParts {
+  const sync = promisify(fdatasync);
+  // One for the whole run: an error is told once to each descriptor that was open when it happened.
+  let fd = -1;
+  return {
+    image: imageStamp(image),
+    open: () => ActivityFile.open(openLogFile(activityPath(image), true)!, crc),
+    async flush() {
+      // Of the file, whoever wrote it: data in the page cache, and what the disk itself holds back.
+      if (fd < 0) fd = openSync(image, constants.O_RDONLY);
+      await sync(fd);
+    },
+    sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms).unref()),
+    warn,
+    close() {
+      if (fd >= 0) closeSync(fd);
+      fd = -1;
+    },
+  };
+}
+
+/** An image that was changed so much later than its log was, was changed by somebody else. */
+const STRANGER_MS = 60_000;
+
+/**
+ * Reads the activity log of an image.
+ * @returns undefined where there is none that holds for the image as it is
+ * @throws VmmError `DISK_LOG`
+ */
+export async function readActivity(image: string, crc: Crc): Promise<ActivityState | undefined> {
+  const path = activityPath(image);
+  const file = openLogFile(path, false);
+  if (file === undefined) return undefined;
+  try {
+    const { found } = await ActivityFile.open(file, crc);
+    if (found === undefined || found.image !== imageStamp(image)) return undefined;
+    return statSync(image).mtimeMs > statSync(path).mtimeMs + STRANGER_MS ? undefined : found;
+  } finally {
+    await file.close();
+  }
+}
+
+/** Does away with the activity log of an image; durable when it returns. @throws VmmError `DISK_LOG` */
+export function removeActivity(image: string): void {
+  const path = activityPath(image);
+  try {
+    unlinkSync(path);
+    const folder = openSync(dirname(path), constants.O_RDONLY);
+    try {
+      fsyncSync(folder);
+    } finally {
+      closeSync(folder);
+    }
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return;
+    throw new VmmError('DISK_LOG', `removing ${path} failed: ${messageOf(error)}`, {
+      hint: 'The file says that the image is as its lost primary left it, which is not so any more: delete it.',
+      cause: error,
+    });
+  }
 }

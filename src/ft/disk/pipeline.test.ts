@@ -27,6 +27,7 @@ const crc: Crc = (bytes, offset, length, previous) =>
 const DISK_BYTES = 40 * 64 * 1024 + 1536;
 const SECTORS = DISK_BYTES / 512;
 const MEMORY_BYTES = 2 ** 20;
+const RUN = { vm: '00'.repeat(16), generation: 1 };
 
 interface Flight {
   offset: number;
@@ -192,7 +193,7 @@ class Rig {
           for (let i = 0; i < 3; i++) this.act();
         },
       },
-      1,
+      RUN,
     );
     expect(await copy!.converge()).toBe(true);
     for (let i = 0; i < 10; i++) this.act();
@@ -366,7 +367,7 @@ describe('replicated disks', () => {
     );
     disks.setStorage([STORAGE.replicatedOnBase], undefined);
     const begin = () =>
-      disks.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, 1);
+      disks.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, RUN);
     const settle = async (error?: Error): Promise<void> => {
       for (const one of go.splice(0)) one(error);
       await new Promise((resolve) => setImmediate(resolve));
@@ -385,7 +386,7 @@ describe('replicated disks', () => {
     // One that is closed while it opens gives that back too, and opens no more.
     const late = new ReplicatedDisks([{ id: 'disk0', backend, open, openBase: open }], memory, crc);
     late.setStorage([STORAGE.replicatedOnBase], undefined);
-    const copy = late.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, 1);
+    const copy = late.beginCopy(new Rig(1).parts(), { wanted: () => true, chunk: () => {} }, RUN);
     const closed = late.close();
     await settle();
     expect(await copy).toBeUndefined();

@@ -6,6 +6,9 @@
  * The data is copied when the guest hands the write over, and the write counts as done when the disk says so: what a
  * checkpoint has as outstanding is popped again at a takeover, what it has as completed is in its epoch or an earlier one.
  * Writes that overlap one in flight wait for it, so that both copies see them in one order.
+ *
+ * With an activity log a write waits until that covers it, whatever becomes of it otherwise. A survivor also marks everything that
+ * it writes since its takeover.
  */
 import { assert } from '../../base/assert.ts';
 import {
@@ -17,6 +20,7 @@ import {
   ERRNO,
 } from '../../block/backend.ts';
 import type { GuestMemory } from '../../memory/guest-memory.ts';
+import type { ActivityLog } from './activity-log.ts';
 import { DISK_WRITE_BYTES_MAX, type DiskLog } from './disk-log.ts';
 import { Granules } from './granules.ts';
 
@@ -34,6 +38,9 @@ export class RecordingBlock implements BlockBackend {
   readonly info: BlockInfo;
   /** What the standby's copy lacks, in `track`; in `record` only what the disk refused half-way. */
   readonly granules: Granules;
+  /** What was written since this host took the guest over with a copy of its own; undefined where it did not. */
+  since: Granules | undefined;
+  #activity: ActivityLog | undefined;
   readonly #inner: BlockBackend;
   readonly #memory: GuestMemory;
   readonly #log: DiskLog;
@@ -94,6 +101,23 @@ export class RecordingBlock implements BlockBackend {
     return this.#mode;
   }
 
+  /** Where this host's image may differ from the standby's, if it has such a log. */
+  get activity(): ActivityLog | undefined {
+    return this.#activity;
+  }
+
+  /** Sets it, once. Duty: no write has been recorded before. */
+  setActivity(activity: ActivityLog): void {
+    this.#activity = activity;
+    activity.onRoom = () => this.#retry();
+    activity.onWait = () => this.#onWait();
+  }
+
+  /** A write that was recorded is acknowledged, or nobody waits for that any more. */
+  released(offset: number, length: number): void {
+    this.#activity?.end(offset, length);
+  }
+
   /** Changes what becomes of writes from now on. Those in flight are marked in {@link granules} when they are done. */
   setMode(mode: Recording): void {
     this.#mode = mode;
@@ -138,30 +162,31 @@ export class RecordingBlock implements BlockBackend {
     first: number,
     count: number,
   ): void {
-    if (op === BLOCK_OP.read || op === BLOCK_OP.flush || this.#mode === 'off') {
-      // Even with nothing to note now, a write must be known when the mode changes while it is in flight.
-      if (op !== BLOCK_OP.read && op !== BLOCK_OP.flush) {
-        this.#note(tag, op, offsetBytes, lengthBytes);
-        this.#begin(tag, NO_SLOT);
-      }
+    if (op === BLOCK_OP.read || op === BLOCK_OP.flush) {
       this.#inner.queue(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
       return;
     }
-    assert(this.#state[tag] === PASSED, 'a tag in flight is not queued again');
+    assert(
+      this.#mode === 'off' || this.#state[tag] === PASSED,
+      'a tag in flight is not queued again',
+    );
     // A discard may do nothing at one disk and clear at the other: clearing is the same on both.
-    const same = op === BLOCK_OP.discard ? BLOCK_OP.writeZeroesUnmap : op;
+    const clears = op === BLOCK_OP.discard && this.#mode !== 'off';
+    const same = clears ? BLOCK_OP.writeZeroesUnmap : op;
     this.#note(tag, same, offsetBytes, lengthBytes);
-    if (this.#mode === 'track') {
-      this.#begin(tag, NO_SLOT);
-    } else {
-      const slot = this.#waitingCount > 0 || this.#overlaps(tag) ? NO_SLOT : this.#take(tag);
-      if (slot === NO_SLOT) {
-        this.#keep(tag, addresses, lengths, first, count);
-        return;
-      }
-      this.#copy(tag, slot, addresses, lengths, first, count);
-      this.#begin(tag, slot);
+    let slot = NO_SLOT;
+    let goes = this.#waitingCount === 0 && this.#admits(tag);
+    if (goes && this.#mode === 'record') {
+      slot = this.#overlaps(tag) ? NO_SLOT : this.#take(tag);
+      goes = slot !== NO_SLOT;
     }
+    if (!goes) {
+      this.#keep(tag, addresses, lengths, first, count);
+      return;
+    }
+    if (slot !== NO_SLOT) this.#copy(tag, slot, addresses, lengths, first, count);
+    // Even with nothing to note now, a write must be known when the mode changes while it is in flight.
+    this.#begin(tag, slot);
     this.#inner.queue(tag, same, offsetBytes, lengthBytes, addresses, lengths, first, count);
   }
 
@@ -213,6 +238,11 @@ export class RecordingBlock implements BlockBackend {
     return false;
   }
 
+  #admits(tag: number): boolean {
+    const activity = this.#activity;
+    return activity === undefined || activity.admits(this.#offset[tag]!, this.#length[tag]!);
+  }
+
   #take(tag: number): number {
     const slot = this.#log.take(this.#disk, this.#op[tag]!, this.#offset[tag]!, this.#length[tag]!);
     if (slot === NO_SLOT) this.#onWait();
@@ -224,6 +254,7 @@ export class RecordingBlock implements BlockBackend {
     this.#slot[tag] = slot;
     this.#writing[this.#writingCount++] = tag;
     if (slot === NO_SLOT) this.#unrecorded++;
+    else this.#activity?.begin(this.#offset[tag]!, this.#length[tag]!);
   }
 
   #copy(
@@ -280,14 +311,20 @@ export class RecordingBlock implements BlockBackend {
       break;
     }
     const slot = this.#slot[tag]!;
+    const offset = this.#offset[tag]!;
+    const length = this.#length[tag]!;
     const failed = result !== ERRNO.OK;
+    if (failed) this.#activity?.failed(offset, length);
     if (slot === NO_SLOT) this.#unrecorded--;
-    else if (failed || this.#mode !== 'record') this.#log.drop(slot);
-    else this.#log.done(slot);
+    else if (failed || this.#mode !== 'record') {
+      this.#log.drop(slot);
+      this.#activity?.end(offset, length);
+    } else this.#log.done(slot);
     // A write that failed half-way, or that the log does not carry.
     if (this.#mode !== 'off' && (slot === NO_SLOT || failed || this.#mode !== 'record')) {
-      this.granules.mark(this.#offset[tag]!, this.#length[tag]!);
+      this.granules.mark(offset, length);
     }
+    this.since?.mark(offset, length);
   }
 
   /** Lets waiting writes go, in order, as far as there is room. */
@@ -296,6 +333,7 @@ export class RecordingBlock implements BlockBackend {
     while (gone < this.#waitingCount) {
       const tag = this.#waiting[gone]!;
       let slot = NO_SLOT;
+      if (!this.#admits(tag)) break;
       if (this.#mode === 'record') {
         slot = this.#overlaps(tag) ? NO_SLOT : this.#take(tag);
         if (slot === NO_SLOT) break;

@@ -318,6 +318,86 @@ describe('copies of disks at a standby', () => {
   });
 });
 
+describe('images of a primary that was lost', () => {
+  const returned = { generation: 3, fromId: 5, extents: [[0]] };
+
+  async function rig() {
+    const disk = new CrashDisk(new Power(), new Uint8Array(BYTES).fill(1));
+    const file = new CrashFile(new Power());
+    const record = await ReplicaRecord.open(file, crc);
+    /** What the image is marked as when its log is done away with. */
+    const voided: (number | undefined)[] = [];
+    const voidActivity = (): unknown => voided.push(record.mark?.state);
+    const { access } = disk;
+    const replicas = new ReplicaDisks(
+      [{ ...PLAIN, access, record, voidActivity }],
+      VM,
+      crc,
+      undefined,
+      returned,
+    );
+    const told: string[] = [];
+    replicas.setEvents({ flow: () => {}, failed: (why) => told.push(why) });
+    return { disk, record, replicas, voided, told };
+  }
+
+  it('stay what their log says until a copy that builds on it is complete', async () => {
+    const { record, replicas, voided, told } = await rig();
+    for (let tries = 0; tries < 2; tries++) {
+      expect(replicas.returned).toEqual(returned);
+      replicas.reset(4, false, true);
+      replicas.copy(write(0, 2));
+      replicas.cutOff();
+    }
+    replicas.reset(4, false, true);
+    replicas.copy(write(0, 2));
+    expect([replicas.held, voided]).toEqual([undefined, []]);
+    expect(await replicas.complete(11)).toBeUndefined();
+    expect(record.mark).toMatchObject({ state: IMAGE.replica, generation: 4, id: 10 });
+    expect([replicas.returned, voided]).toEqual([undefined, [IMAGE.replica]]);
+    expect(replicas.held).toEqual({ generation: 4, id: 10 });
+    // It cannot be built on any more.
+    replicas.reset(4, false, true);
+    expect(await replicas.complete(12)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
+    expect(told[0]).toMatch(/not any more what the primary was told/);
+    await replicas.close();
+  });
+
+  it('are nothing before the first byte of a copy that does not build on their log', async () => {
+    const { record, replicas, voided } = await rig();
+    replicas.reset(4, false);
+    expect(replicas.returned).toBeUndefined();
+    expect(await replicas.complete(11)).toBeUndefined();
+    // Before the image was marked for the first time.
+    expect(voided[0]).toBeUndefined();
+    expect(record.mark?.state).toBe(IMAGE.replica);
+    await replicas.close();
+  });
+
+  it('are not touched when their log cannot be done away with', async () => {
+    const { disk, record, replicas, told } = await rig();
+    const refuses = {
+      ...PLAIN,
+      access: disk.access,
+      record,
+      voidActivity: () => {
+        throw new VmmError('DISK_LOG', 'removing it failed');
+      },
+    };
+    const others = new ReplicaDisks([refuses], VM, crc, undefined, returned);
+    others.setEvents({ flow: () => {}, failed: (why) => told.push(why) });
+    others.reset(4, false);
+    others.copy(write(0, 2));
+    expect(await others.complete(11)).toMatchObject({ code: FAULT.RESOURCE_MISSING });
+    expect([told, record.mark, disk.disk.content[0]]).toEqual([
+      ['removing it failed'],
+      undefined,
+      1,
+    ]);
+    await replicas.close();
+  });
+});
+
 describe('shared or copied', () => {
   const file = (host: string, where: string, local = true): StorageIdentity => ({
     kind: 'file',

@@ -11,7 +11,7 @@ import { layBase } from './base-image.ts';
 import { type DiskAccess, diskError, PIECE_BYTES } from './disk-access.ts';
 import type { Crc } from './disk-log.ts';
 import { IMAGE, type ImageState, type ReplicaRecord } from './replica-record.ts';
-import type { HeldCopy } from './storage.ts';
+import type { HeldCopy, ReturnedCopy } from './storage.ts';
 
 /** Copy pieces that wait for the disk; beyond, nothing more is read from the connection. */
 const QUEUED_BYTES_MAX = 16 * 2 ** 20;
@@ -38,6 +38,8 @@ export interface ReplicaDisk {
   readonly blockSizeBytes: number;
   /** What a first copy begins with, where both hosts have the same; undefined: with nothing. */
   readonly base?: DiskAccess | undefined;
+  /** Does away with the activity log beside the image, durably: it says nothing of the image any more. @throws VmmError `DISK_LOG` */
+  voidActivity?(): void;
 }
 
 /** What one section of an epoch does to one disk; `bytes[start, end)` stays as it is. */
@@ -78,6 +80,8 @@ export class ReplicaDisks {
   #lastId = 0;
   #copying = false;
   #held: boolean;
+  /** The images are those of a primary that was lost; until a copy is complete, or one begins that does not build on that. */
+  #returned: ReturnedCopy | undefined;
   /** Epochs that an image, or a journal, did not take. */
   #unapplied: DiskOps[] = [];
   /** An epoch is not in all journals, so that none may come behind it: a recovery would do that one alone. */
@@ -87,8 +91,16 @@ export class ReplicaDisks {
   /**
    * @param vm which guest; 16 bytes in hexadecimal
    * @param held what the images hold already, if anything
+   * @param returned what they are where this host was the primary that was lost
    */
-  constructor(disks: readonly ReplicaDisk[], vm: string, crc: Crc, held?: HeldCopy) {
+  constructor(
+    disks: readonly ReplicaDisk[],
+    vm: string,
+    crc: Crc,
+    held?: HeldCopy,
+    returned?: ReturnedCopy,
+  ) {
+    this.#returned = returned;
     this.#held = held !== undefined;
     this.#generation = held?.generation ?? 0;
     this.#lastId = held?.id ?? 0;
@@ -105,6 +117,11 @@ export class ReplicaDisks {
   get held(): HeldCopy | undefined {
     if (!this.#held || this.#copying || this.#failure !== '') return undefined;
     return { generation: this.#generation, id: this.#lastId };
+  }
+
+  /** What the images are, where this host was the primary that was lost and is not yet a standby again. */
+  get returned(): ReturnedCopy | undefined {
+    return this.#returned;
   }
 
   /** Whether there are any. */
@@ -128,9 +145,11 @@ export class ReplicaDisks {
    * A first copy begins: the images are of no use until it is complete.
    * @param told whether the primary was told that the copies here are whole: it then sends what they lack, and else, where both
    * hosts have the base image, what differs from that
+   * @param toldReturned whether it was told what {@link returned} says, and may build on that
    */
-  reset(generation: number, told: boolean): void {
-    const lost = told && this.held === undefined;
+  reset(generation: number, told: boolean, toldReturned = false): void {
+    const lost = toldReturned ? this.#returned === undefined : told && this.held === undefined;
+    if (!toldReturned) this.#returned = undefined;
     this.#run++;
     this.#failure = '';
     this.#unapplied = [];
@@ -141,17 +160,22 @@ export class ReplicaDisks {
     if (lost) this.#fail('the copies of the disks are not any more what the primary was told');
     const run = this.#run;
     // While a base is laid the primary had better not believe that its copy is here: it would wait for the first ACK.
-    const lays = !told && [...this.#disks.values()].some(({ base }) => base !== undefined) ? 1 : 0;
+    const builds = told || toldReturned;
+    const lays =
+      !builds && [...this.#disks.values()].some(({ base }) => base !== undefined) ? 1 : 0;
     this.#laying += lays;
     this.#flow();
     const job = async (): Promise<void> => {
       if (run !== this.#run) return;
+      // What a copy puts over an image that it does not build on is in no log. One that it builds on stays what it is: the copy
+      // writes only where the survivor, too, knows that they may differ.
+      if (!toldReturned) this.#voidActivity();
       await this.#markAll(IMAGE.copying, 0);
       // What was queued before is through, and the journals are void.
       this.#gap = false;
       for (const { access, base } of this.#disks.values()) {
         // A copy that the primary knows of is brought up to date, or written over as a whole.
-        if (base !== undefined && !told) await layBase(access, base, () => run === this.#run);
+        if (base !== undefined && !builds) await layBase(access, base, () => run === this.#run);
       }
     };
     this.#queue(job, false, () => {
@@ -208,6 +232,7 @@ export class ReplicaDisks {
       if (run !== this.#run || this.#failure !== '') return;
       // What transaction `id` itself does comes behind the copy.
       await this.#markAll(IMAGE.replica, id - 1);
+      this.#voidActivity();
       this.#lastId = id - 1;
       this.#held = true;
       this.#copying = false;
@@ -307,6 +332,7 @@ export class ReplicaDisks {
     this.#unapplied = [];
     this.#generation = generation;
     this.#held = false;
+    this.#voidActivity();
     await this.#markAll(IMAGE.live, 0);
     this.#gap = false;
   }
@@ -345,6 +371,11 @@ export class ReplicaDisks {
       }
     });
     return this.#chain;
+  }
+
+  #voidActivity(): void {
+    this.#returned = undefined;
+    for (const disk of this.#disks.values()) disk.voidActivity?.();
   }
 
   #fail(sentence: string): void {

@@ -24,6 +24,30 @@ export interface HeldCopy {
   readonly id: number;
 }
 
+/**
+ * What the images of a lost primary's host are, where their activity logs hold: the disks as of a transaction of `generation` at or
+ * behind `fromId`, whichever its standby took over from, but for the extents that are named. With it the survivor of that
+ * very run sends only these and what it has written since.
+ */
+export interface ReturnedCopy {
+  readonly generation: number;
+  readonly fromId: number;
+  /** Extents of 1 MiB that may differ, ascending; one list for each disk of the guest, empty where it has no log. */
+  readonly extents: readonly (readonly number[])[];
+}
+
+/** What a survivor's own copies were when it took the guest over. */
+export interface Origin {
+  readonly generation: number;
+  /** The last transaction that they had. */
+  readonly id: number;
+}
+
+/** Whether a survivor's state is one behind which the log of a lost primary holds. */
+export function continues(origin: Origin | undefined, log: Omit<ReturnedCopy, 'extents'>): boolean {
+  return origin?.generation === log.generation && origin.id >= log.fromId;
+}
+
 /** Whether the standby keeps a copy of its own. */
 export function isReplicated(storage: Storage | undefined): boolean {
   return storage === STORAGE.replicated || storage === STORAGE.replicatedOnBase;

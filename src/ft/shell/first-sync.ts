@@ -7,7 +7,7 @@ import { messageOf } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
 import type { DiskCopyOwner, DiskCopyParts, DiskCopyProgress } from '../disk/disk-copy.ts';
-import type { ReplicatedDisks } from '../disk/replicated-disks.ts';
+import type { CopyRun, ReplicatedDisks } from '../disk/replicated-disks.ts';
 import { markDirty } from './ahead.ts';
 import { FirstCopy, type SyncProgress } from './first-copy.ts';
 import type { ReplicatedGuest } from './guest.ts';
@@ -16,6 +16,12 @@ import type { Staging } from './staging.ts';
 
 /** Nanoseconds from one line about the disks' progress to the next. */
 const TELL_NS = 1e9;
+
+const BASIS = {
+  nothing: 'the disks are copied whole',
+  copy: 'the standby has copies of the disks: what they lack is sent',
+  return: 'the standby has the disks of the host that was lost: what differs from them is sent',
+} as const;
 
 /** What it is made with. */
 export interface FirstSyncParts {
@@ -28,7 +34,7 @@ export interface FirstSyncParts {
   readonly copyBytesPerSecondMax: number | undefined;
   readonly maxDowntimeNs: number;
   /** The run of the guest: a standby's copies of this very run are only brought up to date. */
-  readonly generation: number;
+  readonly copyOf: CopyRun;
   nowNs(): number;
 }
 
@@ -96,7 +102,8 @@ export class FirstSync {
       },
     };
     try {
-      const copy = await disks.beginCopy(parts, owner, this.#parts.generation);
+      const copy = await disks.beginCopy(parts, owner, this.#parts.copyOf);
+      if (copy !== undefined) log.info(BASIS[disks.basis]);
       if (!this.#wanted || (copy !== undefined && !(await copy.converge())) || !this.#wanted) {
         return;
       }

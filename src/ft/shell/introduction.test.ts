@@ -2,6 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { crc32c } from '../../base/crc32c.ts';
 import { VmmError } from '../../base/error.ts';
 import { Prng } from '../../base/prng.ts';
+import { EXTENTS_MAX } from '../disk/activity-file.ts';
+import { STORAGE } from '../disk/storage.ts';
 import { AnswerReader, answer, IntroductionReader, imageParts, introduce } from './introduction.ts';
 
 const sum = (bytes: Uint8Array): number => crc32c(bytes);
@@ -66,6 +68,72 @@ describe('introduction', () => {
       VmmError,
     );
     expect(() => new AnswerReader().push(new Uint8Array(12))).toThrow(/no tsvmm standby/);
+  });
+
+  it('tells what a standby has of the disks, whatever the split', () => {
+    const storage = [STORAGE.replicated, STORAGE.shared, STORAGE.replicated];
+    const held = { generation: 3, id: 2 ** 40 + 1 };
+    const returned = {
+      generation: 2,
+      fromId: 2 ** 35 + 9,
+      extents: [[0, 7, 2 ** 32 - 1], [], [5]],
+    };
+    for (const [known, log] of [
+      [undefined, undefined],
+      [held, undefined],
+      [undefined, returned],
+      [held, returned],
+    ] as const) {
+      const bytes = answer([1], storage, known, log);
+      const reader = new AnswerReader();
+      for (const byte of bytes.subarray(0, -1)) {
+        expect(reader.push(Uint8Array.of(byte))).toBeUndefined();
+      }
+      const read = reader.push(Uint8Array.of(bytes.at(-1)!, 1, 2));
+      expect(read).toEqual({
+        wanted: [1],
+        storage,
+        held: known,
+        returned: log,
+        rest: Uint8Array.of(1, 2),
+      });
+    }
+  });
+
+  it('refuses more extents than a log can name, and such as are out of order', () => {
+    const say = (extents: number[]): unknown =>
+      new AnswerReader().push(
+        answer([], [STORAGE.replicated], undefined, {
+          generation: 1,
+          fromId: 1,
+          extents: [extents],
+        }),
+      );
+    const most = Array.from({ length: EXTENTS_MAX }, (_, i) => 3 * i);
+    expect(say(most)).toBeDefined();
+    expect(() => say([...most, 2 ** 31])).toThrow(/names 1008 extents/);
+    expect(() => say([4, 4])).toThrow(/not in order/);
+    expect(() => say([5, 4])).toThrow(VmmError);
+    // Whatever a stranger sends: an answer, an error, or a wait for more; never more than an answer is kept.
+    const random = new Prng(4);
+    const good = answer([0], [STORAGE.replicated, STORAGE.shared], undefined, {
+      generation: 1,
+      fromId: 9,
+      extents: [[1, 2, 3], []],
+    });
+    for (let i = 0; i < 3000; i++) {
+      const bad = good.slice(0, random.between(12, good.length));
+      for (let n = random.below(3); n >= 0; n--)
+        bad[8 + random.below(bad.length - 8)] = random.below(256);
+      try {
+        const read = new AnswerReader().push(bad);
+        if (read?.returned !== undefined) {
+          expect(read.returned.extents.length).toBe(read.storage.length);
+        }
+      } catch (error) {
+        expect(error).toBeInstanceOf(VmmError);
+      }
+    }
   });
 
   it('refuses an image whose bytes differ from what was announced', () => {

@@ -7,11 +7,14 @@
  *   standby -> primary  "TSVMMANS" | u32 count   | count x u32: numbers of the images wanted
  *                       | u32 disks | disks x u32: how each disk is kept (STORAGE, ft/disk/storage.ts)
  *                       | u32 generation | u64 id: what the copies hold already; 0 for nothing
+ *                       | u32 generation; 0 for nothing, else u64 from id | per disk: u32 count | count x u32: extents of the
+ *                       activity log of a primary that comes back, ascending
  *   primary -> standby  per image: u32 length | u32 crc | bytes
  */
 import { crc32c } from '../../base/crc32c.ts';
 import { VmmError } from '../../base/error.ts';
-import { type HeldCopy, STORAGE, type Storage } from '../disk/storage.ts';
+import { EXTENTS_MAX } from '../disk/activity-file.ts';
+import { type HeldCopy, type ReturnedCopy, STORAGE, type Storage } from '../disk/storage.ts';
 
 /** Longest description. */
 const DESCRIPTION_MAX_BYTES = 64 * 1024;
@@ -21,7 +24,7 @@ const IMAGES_MAX = 8;
 const IMAGE_MAX_BYTES = 1024 * 2 ** 20;
 /** Most disks of a machine. */
 const DISKS_MAX = 64;
-const VERSION = 3;
+const VERSION = 4;
 const HEAD_BYTES = 20;
 const ASK = 'TSVMMINT';
 const ANSWER = 'TSVMMANS';
@@ -127,6 +130,8 @@ export interface IntroductionAnswer {
   /** How it keeps each disk. */
   readonly storage: Storage[];
   readonly held: HeldCopy | undefined;
+  /** What it has of the run before, whose primary it was. */
+  readonly returned: ReturnedCopy | undefined;
   readonly rest: Uint8Array;
 }
 
@@ -141,9 +146,11 @@ function readAnswer(all: Uint8Array): IntroductionAnswer | undefined {
   const disks = view.getUint32(disksAt, true);
   if (disks > DISKS_MAX) throw protocolError(`it tells of ${disks} disks`);
   const heldAt = disksAt + 4 + 4 * disks;
-  const end = heldAt + 12;
-  if (all.length < end) return undefined;
+  const returnedAt = heldAt + 12;
+  if (all.length < returnedAt + 4) return undefined;
   const word = (at: number): number => view.getUint32(at, true);
+  const found = readReturned(view, returnedAt, disks);
+  if (found === undefined) return undefined;
   return {
     wanted: Array.from({ length: count }, (_, i) => word(12 + 4 * i)),
     storage: Array.from({ length: disks }, (_, i) => {
@@ -156,8 +163,37 @@ function readAnswer(all: Uint8Array): IntroductionAnswer | undefined {
       word(heldAt) === 0
         ? undefined
         : { generation: word(heldAt), id: word(heldAt + 4) + word(heldAt + 8) * 2 ** 32 },
-    rest: all.subarray(end),
+    returned: found.returned,
+    rest: all.subarray(found.end),
   };
+}
+
+/** The last part of an answer; undefined while it is incomplete. */
+function readReturned(
+  view: DataView,
+  start: number,
+  disks: number,
+): { readonly returned: ReturnedCopy | undefined; readonly end: number } | undefined {
+  const generation = view.getUint32(start, true);
+  if (generation === 0) return { returned: undefined, end: start + 4 };
+  let at = start + 12;
+  const extents: number[][] = [];
+  for (let disk = 0; disk < disks; disk++) {
+    if (view.byteLength < at + 4) return undefined;
+    const count = view.getUint32(at, true);
+    if (count > EXTENTS_MAX) throw protocolError(`it names ${count} extents of a disk`);
+    at += 4;
+    if (view.byteLength < at + 4 * count) return undefined;
+    const list = Array.from({ length: count }, (_, i) => view.getUint32(at + 4 * i, true));
+    if (list.some((extent, i) => i > 0 && extent <= list[i - 1]!)) {
+      throw protocolError('extents of a disk are not in order');
+    }
+    extents.push(list);
+    at += 4 * count;
+  }
+  if (view.byteLength < at) return undefined;
+  const fromId = view.getUint32(start + 4, true) + view.getUint32(start + 8, true) * 2 ** 32;
+  return { returned: { generation, fromId, extents }, end: at };
 }
 
 /** One image on the wire: head and bytes. */
@@ -174,10 +210,17 @@ export function answer(
   wanted: readonly number[],
   storage: readonly Storage[] = [],
   held: HeldCopy = { generation: 0, id: 0 },
+  returned?: ReturnedCopy | undefined,
 ): Uint8Array {
   const { generation, id } = held;
   const words = [wanted.length, ...wanted, storage.length, ...storage];
   words.push(generation, id % 2 ** 32, Math.floor(id / 2 ** 32));
+  if (returned === undefined) words.push(0);
+  else {
+    const { fromId } = returned;
+    words.push(returned.generation, fromId % 2 ** 32, Math.floor(fromId / 2 ** 32));
+    for (const extents of returned.extents) words.push(extents.length, ...extents);
+  }
   const out = new Uint8Array(8 + 4 * words.length);
   const view = new DataView(out.buffer);
   for (let i = 0; i < 8; i++) out[i] = ANSWER.charCodeAt(i);

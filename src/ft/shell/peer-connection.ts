@@ -5,7 +5,7 @@
 import { messageOf } from '../../base/error.ts';
 import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
-import type { HeldCopy, Storage } from '../disk/storage.ts';
+import type { HeldCopy, ReturnedCopy, Storage } from '../disk/storage.ts';
 import { encodeBulkHeader, encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { type DecodeFault, Decoder } from '../wire/decoder.ts';
 import type { Message } from '../wire/message.ts';
@@ -31,7 +31,11 @@ export interface PeerConnectionParts {
 /** Who hears of it. */
 export interface PeerConnectionHandler {
   /** The introduction is over: messages go both ways. `storage`: how the standby keeps each disk, and what it has of them. */
-  connected(storage: readonly Storage[], held: HeldCopy | undefined): void;
+  connected(
+    storage: readonly Storage[],
+    held: HeldCopy | undefined,
+    returned: ReturnedCopy | undefined,
+  ): void;
   message(message: Message): void;
   fault(fault: DecodeFault): void;
   disconnected(why: string): void;
@@ -156,7 +160,7 @@ export class PeerConnection {
       (b, start, end) => io.crc32c(b, start, end - start, 0),
     );
     this.#decoder = decoder;
-    this.#handler.connected(answer.storage, answer.held);
+    this.#handler.connected(answer.storage, answer.held, answer.returned);
     if (answer.rest.length > 0) decoder.push(answer.rest);
   }
 

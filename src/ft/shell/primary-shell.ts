@@ -119,8 +119,8 @@ export class PrimaryShell {
     this.#link = new PeerConnection(
       { io, log, introduction, images, sender: this.#sender },
       {
-        connected: (storage, held) => {
-          disks?.setStorage(storage, held);
+        connected: (storage, held, returned) => {
+          disks?.setStorage(storage, held, returned);
           for (const [i, disk] of outputs.disks.entries()) {
             // While outputs wait for a standby that shares a disk, another one's copy of it lets none of them go.
             const free = !disk.isOutput || this.primary.passing;
@@ -484,7 +484,7 @@ export class PrimaryShell {
         log,
         copyBytesPerSecondMax,
         maxDowntimeNs: this.#maxDowntimeNs,
-        generation: this.primary.sender.generation,
+        copyOf: { vm: this.#o.config.hello.vm, generation: this.primary.sender.generation },
         nowNs: () => this.#now(),
       },
       {

@@ -9,7 +9,7 @@ import type { Logger } from '../../base/log.ts';
 import type { NativeIo } from '../../kvm/native-io.ts';
 import { Standby, type StandbyConfig, type StandbyEffect } from '../core/standby.ts';
 import type { ReplicaDisks } from '../disk/replica-disks.ts';
-import type { HeldCopy, Storage } from '../disk/storage.ts';
+import type { HeldCopy, Origin, ReturnedCopy, Storage } from '../disk/storage.ts';
 import { encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { Decoder } from '../wire/decoder.ts';
 import { FAULT, type FaultCode } from '../wire/fault.ts';
@@ -51,6 +51,8 @@ export interface StandbyShellOptions {
     readonly storage: readonly Storage[];
     /** What its copies hold of this guest already. */
     readonly held: HeldCopy | undefined;
+    /** What this host's images are, where it was the primary that this one has taken the guest over from. */
+    readonly returned?: ReturnedCopy | undefined;
   };
   /** Builds the machine and opens every disk, network and KVM. @throws VmmError when something is missing */
   build(description: unknown, images: readonly Uint8Array[]): Promise<StandbyMachine>;
@@ -76,6 +78,8 @@ export interface Takeover {
   readonly store: StandbyStore;
   readonly container: Uint8Array;
   readonly generation: number;
+  /** The run that it comes from, and the last transaction of it. */
+  readonly origin: Origin;
   /** Since the state was applied. */
   readonly elapsedNs: number;
   /** Since the connection was lost, if it was. */
@@ -247,17 +251,21 @@ export class StandbyShell {
     if (event === undefined) return;
     if (event.kind === 'description') {
       const text = JSON.stringify(event.description);
-      const { vm, generation, tickets, storage, held } = this.#o.inspect(event.description);
+      const { vm, generation, tickets, storage, held, returned } = this.#o.inspect(
+        event.description,
+      );
       if (this.#busy(vm, generation)) return;
       const known = text === this.#described;
       const wanted = known ? [] : tickets.map((ticket, number) => ({ number, ticket }));
       this.#told = held !== undefined;
+      this.#toldReturned = returned !== undefined;
       this.#introduction!.want(wanted);
       this.#link!.send([
         answer(
           wanted.map(({ number }) => number),
           storage,
           held,
+          returned,
         ),
       ]);
       this.#pending = { description: event.description, text, vm, known };
@@ -293,6 +301,8 @@ export class StandbyShell {
   #pending: Introduced | undefined;
   /** Whether the primary of this connection was told that copies of its disks are whole here. */
   #told = false;
+  /** Whether it was told what the images of a lost primary are. */
+  #toldReturned = false;
 
   /** Turns a primary away whose guest cannot be served now. @returns whether it was */
   #busy(vm: string, generation: number): boolean {
@@ -431,7 +441,7 @@ export class StandbyShell {
         this.#resets++;
         this.#latest = e.generation;
         store.reset();
-        store.disks?.reset(e.generation, this.#told);
+        store.disks?.reset(e.generation, this.#told, this.#toldReturned);
         this.#state('synchronising');
         break;
       case 'sync': {
@@ -556,6 +566,7 @@ export class StandbyShell {
   #takeOver(generation: number): void {
     const store = this.#store!;
     const { container } = store;
+    const { receiver } = this.#standby!;
     assert(container !== undefined, 'a takeover follows a complete state');
     clearInterval(this.#timer);
     this.#ranAs = generation;
@@ -564,6 +575,7 @@ export class StandbyShell {
       store,
       container,
       generation,
+      origin: { generation: receiver.generation, id: receiver.committedId },
       elapsedNs: this.#now() - store.appliedAtNs,
       lostNs: this.#lostAtNs === undefined ? undefined : this.#now() - this.#lostAtNs,
     });
