@@ -55,6 +55,7 @@ export class PciHost implements Device<PciHostState> {
   /** The attribute bits last announced, two per segment. */
   #announced = -1;
   #paused = true;
+  #opening = false;
 
   constructor({ onPam }: PciHostOptions) {
     this.#onPam = onPam;
@@ -87,7 +88,11 @@ export class PciHost implements Device<PciHostState> {
 
   /** Turns the whole shadow area into RAM, as firmware leaves it: for kernels that are booted without one. */
   openShadow(): void {
+    // Announced once: the map of memory is changed once.
+    this.#opening = true;
     for (const offset of PAM_REGISTERS) this.pci.configWrite(offset, 1, PAM_MASK);
+    this.#opening = false;
+    this.#announceChange();
   }
 
   reset(): void {
@@ -116,6 +121,7 @@ export class PciHost implements Device<PciHostState> {
   }
 
   #announceChange(): void {
+    if (this.#opening) return;
     const segments = this.segments();
     let bits = 0;
     for (const { readRam, writeRam } of segments) {

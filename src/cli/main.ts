@@ -1,16 +1,12 @@
-#!/usr/bin/env node
 /**
  * The `tsvmm` command: wires the sub-commands, nothing else. Each command is a module of its own, imported only when
  * it runs, so that `tsvmm run` starts as fast as Node does.
  */
 import { Command, CommanderError } from 'commander';
 import { VmmError } from '../base/error.ts';
-import { enableCompileCache } from './compile-cache.ts';
 import type { ControlOptions, ProtectOptions } from './control.ts';
 import { printError } from './report.ts';
 import { packageVersion } from './version.ts';
-
-enableCompileCache();
 
 function collect(value: string, previous: readonly string[]): readonly string[] {
   return [...previous, value];
@@ -207,14 +203,18 @@ function controlled(name: string, description: string): Command {
     .option('--json', 'print the answer as one JSON object');
 }
 
-try {
-  await program.parseAsync();
-} catch (error) {
-  if (error instanceof CommanderError) {
-    // Commander has already printed its sentence; help and version end with 0.
-    process.exitCode = error.exitCode;
-  } else {
-    printError(error);
-    process.exitCode = error instanceof VmmError && error.code === 'OPTION' ? 2 : 1;
+async function main(): Promise<void> {
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      // Commander has already printed its sentence; help and version end with 0.
+      process.exitCode = error.exitCode;
+    } else {
+      printError(error);
+      process.exitCode = error instanceof VmmError && error.code === 'OPTION' ? 2 : 1;
+    }
   }
 }
+
+void main();

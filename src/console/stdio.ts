@@ -3,6 +3,7 @@
  * as screens have it: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h lists these. The terminal is restored by
  * `close`, when the process exits, and when it dies of an exception. On a pipe: bytes as they are, no escape.
  */
+import { isatty } from 'node:tty';
 import type { ConsoleBackend, ConsoleHandler } from './backend.ts';
 import { ConsoleInput } from './input.ts';
 import { ConsoleOutput } from './output.ts';
@@ -24,6 +25,10 @@ export interface StdioOptions {
   /** Ctrl-A x was typed. */
   readonly onQuit: () => void;
   readonly streams?: StdioStreams;
+}
+
+function isTerminal({ isTTY, setRawMode }: StdioStreams['input']): boolean {
+  return isTTY === true && setRawMode !== undefined;
 }
 
 export class StdioConsole implements ConsoleBackend {
@@ -51,21 +56,37 @@ export class StdioConsole implements ConsoleBackend {
   #full = false;
   #escape = false;
   #closed = false;
+  /** Set as long as input is not listened to yet. */
+  #later: NodeJS.Immediate | undefined;
 
   constructor(options: StdioOptions) {
     this.#onQuit = options.onQuit;
-    this.#streams = options.streams ?? { input: process.stdin, output: process.stdout };
-    const { input, output } = this.#streams;
-    this.#terminal = input.isTTY === true && input.setRawMode !== undefined;
+    const given = options.streams;
+    // Making a stream of the process's input takes a while: what is no terminal can wait until the guest runs.
+    const mayBeTerminal = given !== undefined || isatty(0);
+    this.#streams = given ?? {
+      get input() {
+        return process.stdin;
+      },
+      output: process.stdout,
+    };
+    const { output } = this.#streams;
+    this.#terminal = mayBeTerminal && isTerminal(this.#streams.input);
     if (this.#terminal) {
-      input.setRawMode!(true);
+      this.#streams.input.setRawMode!(true);
       this.#raw = true;
       process.on('exit', this.#restore);
     }
     output.on('drain', this.#onDrain);
     // A reader that went away (`tsvmm run | head`): output is dropped from then on, the guest runs on.
     output.on('error', this.#onGone);
-    input.on('data', this.#onData);
+    if (mayBeTerminal) this.#streams.input.on('data', this.#onData);
+    else {
+      this.#later = setImmediate(() => {
+        this.#later = undefined;
+        this.#streams.input.on('data', this.#onData);
+      });
+    }
   }
 
   setHandler(handler: ConsoleHandler): void {
@@ -84,10 +105,15 @@ export class StdioConsole implements ConsoleBackend {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    const { input, output } = this.#streams;
-    input.off('data', this.#onData);
-    input.pause();
-    input.unref?.();
+    const { output } = this.#streams;
+    if (this.#later === undefined) {
+      const { input } = this.#streams;
+      input.off('data', this.#onData);
+      input.pause();
+      input.unref?.();
+    } else {
+      clearImmediate(this.#later);
+    }
     this.#full = false;
     this.#output.flush();
     await new Promise<void>((resolve) => {

@@ -93,9 +93,7 @@ export class Board {
       },
     });
     this.#pciHost = new PciHost({
-      onPam: (segments) => {
-        for (const [i, segment] of segments.entries()) ram.shadow.set(i, segment);
-      },
+      onPam: (segments) => ram.shadow.steer(segments),
     });
     this.pci.add(this.#pciHost.pci, { slot: 0 });
     this.#acpi = buildAcpiTables(

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { FakeKvmVm } from '../kvm/fake.ts';
 import { IrqLines } from './irq-lines.ts';
 import { E820, e820Map, HIGH_RAM_BASE, LOW_RAM_MAX, ramPieces } from './layout.ts';
-import { SHADOW_SEGMENTS, ShadowMap } from './shadow-map.ts';
+import { type SegmentAccess, SHADOW_SEGMENTS, ShadowMap } from './shadow-map.ts';
 
 const MIB = 2 ** 20;
 
@@ -64,40 +64,67 @@ describe('the shadow area', () => {
     const rom = vm.createBuffer(0x2_0000);
     new Uint8Array(rom).fill(2);
     const map = new ShadowMap({ vm, firstSlot: 1, ram, rom: withRom ? rom : undefined });
-    return { vm, map };
+    const now = SHADOW_SEGMENTS.map(() => ({ readRam: false, writeRam: false }));
+    const set = (index: number, access: SegmentAccess): void => {
+      now[index] = access;
+      map.steer(now);
+    };
+    map.steer(now);
+    return { vm, map, now, set };
   }
 
   it('steers each segment to ROM, RAM, both or nothing', () => {
-    const { vm, map } = area(true);
-    for (const index of SHADOW_SEGMENTS.keys()) map.set(index, { readRam: false, writeRam: false });
+    const { vm, set } = area(true);
     // The last 128 KiB show the end of the ROM; before it there is nothing.
     expect(read(vm, 0xc_0000)).toBeUndefined();
     expect(read(vm, 0xd_ffff)).toBeUndefined();
     expect(read(vm, 0xe_0000)).toBe(2);
     expect(read(vm, 0xf_ffff)).toBe(2);
-    map.set(0, { readRam: true, writeRam: true });
-    map.set(12, { readRam: true, writeRam: false });
+    set(0, { readRam: true, writeRam: true });
+    set(12, { readRam: true, writeRam: false });
     expect(read(vm, 0xc_0000)).toBe(1);
     expect(read(vm, 0xc_4000)).toBeUndefined();
     expect(read(vm, 0xf_0000)).toBe(1);
-    map.set(0, { readRam: false, writeRam: false });
+    set(0, { readRam: false, writeRam: false });
     expect(read(vm, 0xc_0000)).toBeUndefined();
-    map.set(12, { readRam: false, writeRam: false });
+    set(12, { readRam: false, writeRam: false });
     expect(read(vm, 0xf_0000)).toBe(2);
   });
 
   it('has nothing where there is no firmware', () => {
-    const { vm, map } = area(false);
-    for (const index of SHADOW_SEGMENTS.keys()) map.set(index, { readRam: false, writeRam: false });
+    const { vm } = area(false);
     expect(read(vm, 0xf_0000)).toBeUndefined();
   });
 
+  it('shows what is steered alike in one slot', () => {
+    const { vm, map, now, set } = area(true);
+    const slots: number[] = [];
+    const mapAlias = vm.mapAlias.bind(vm);
+    vm.mapAlias = (alias) => {
+      slots.push(alias.slot);
+      mapAlias(alias);
+    };
+    map.steer(now.map(() => ({ readRam: true, writeRam: true })));
+    expect(slots).toEqual([1]);
+    map.steer(now.map(() => ({ readRam: true, writeRam: true })));
+    expect(slots).toEqual([1]);
+    now.fill({ readRam: true, writeRam: true });
+    set(4, { readRam: true, writeRam: false });
+    expect(slots).toEqual([1, 1, 5, 6]);
+    for (const { base, size } of SHADOW_SEGMENTS) {
+      expect(read(vm, base)).toBe(1);
+      expect(read(vm, base + size - 1)).toBe(1);
+    }
+    set(4, { readRam: true, writeRam: true });
+    expect(slots).toEqual([1, 1, 5, 6, 1]);
+  });
+
   it('keeps the dirty log of RAM segments, also of those steered later', () => {
-    const { vm, map } = area(true);
+    const { vm, map, set } = area(true);
     const list = new Uint32Array(64);
-    map.set(0, { readRam: true, writeRam: true });
+    set(0, { readRam: true, writeRam: true });
     map.setDirtyLog(true);
-    map.set(1, { readRam: true, writeRam: true });
+    set(1, { readRam: true, writeRam: true });
     vm.guestWrite(0xc_0000, Uint8Array.of(9));
     vm.guestWrite(0xc_5000, Uint8Array.of(9));
     const found = [...list.subarray(0, vm.harvestDirty(list))].sort((a, b) => a - b);

@@ -13,7 +13,7 @@ export const ROOT = [
   resolve(import.meta.dirname, '../..'),
 ].find((folder) => existsSync(join(folder, 'package.json')))!;
 /** The compiled command line. */
-export const CLI = join(ROOT, 'dist/cli/main.js');
+export const CLI = join(ROOT, 'dist/cli/main.cjs');
 /** Longest time for one run of a guest. */
 const RUN_TIMEOUT_MS = 60_000;
 

@@ -33,7 +33,8 @@ function packageLength(contentBytes: number): number[] {
 }
 
 function sized(opcode: readonly number[], content: Aml): Aml {
-  return [...opcode, ...packageLength(content.length), ...content];
+  // Not spread: tables are built while nothing is compiled yet, and this copies without the interpreter.
+  return opcode.concat(packageLength(content.length), content);
 }
 
 /** A name or path such as `\_SB.PCI0` (20.2.2); segments shorter than four characters are padded. */
@@ -81,28 +82,28 @@ export function eisaId(id: string): Aml {
 
 /** A buffer with content (20.2.5.4). */
 export function buffer(bytes: Aml): Aml {
-  return sized([0x11], [...integer(bytes.length), ...bytes]);
+  return sized([0x11], integer(bytes.length).concat(bytes));
 }
 
 /** A package (20.2.5.4). */
 export function pack(...elements: readonly Aml[]): Aml {
   assert(elements.length < 256, 'a package has at most 255 elements');
-  return sized([0x12], [elements.length, ...elements.flat()]);
+  return sized([0x12], [elements.length].concat(...elements));
 }
 
 /** `Name (path, value)` (20.2.5.1). */
 export function name(at: string, value: Aml): Aml {
-  return [0x08, ...path(at), ...value];
+  return [0x08].concat(path(at), value);
 }
 
 /** `Scope (path) { … }` (20.2.5.1). */
 export function scope(at: string, ...terms: readonly Aml[]): Aml {
-  return sized([0x10], [...path(at), ...terms.flat()]);
+  return sized([0x10], path(at).concat(...terms));
 }
 
 /** `Device (path) { … }` (20.2.5.2). */
 export function device(at: string, ...terms: readonly Aml[]): Aml {
-  return sized([0x5b, 0x82], [...path(at), ...terms.flat()]);
+  return sized([0x5b, 0x82], path(at).concat(...terms));
 }
 
 /** `Method (path, arguments, Serialized) { … }` (20.2.5.2). */

@@ -36,9 +36,10 @@ const CONFIG_PORTS = { base: 0xcf8, length: 8 } as const;
 /** The definition block's terms (without the table header). */
 export function dsdtTerms(config: AcpiConfig): Uint8Array {
   const { s5SleepType } = config;
-  return Uint8Array.from([
+  const sleepType = integer(s5SleepType);
+  return new Uint8Array([
     // \_S5 (7.4.2.6): sleep types of PM1a and PM1b, two reserved.
-    ...name('\\_S5', pack(integer(s5SleepType), integer(s5SleepType), integer(0), integer(0))),
+    ...name('\\_S5', pack(sleepType, sleepType, integer(0), integer(0))),
     ...scope('\\_SB', pciRoot(config), ...platform(config), ...processors(config)),
   ]);
 }

@@ -259,7 +259,7 @@ function experiment(
     sides: [
       {
         name: 'tsvmm',
-        command: `node dist/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
+        command: `node dist/cli/main.cjs standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
         run: () => runPair(folder, command, lengthMs(pages, quick), pages),
       },
       ...(withColo ? coloSides(context, spec, pages) : []),
