@@ -7,8 +7,8 @@
  * acknowledged but not flushed are remembered (bounded; at the bound this client flushes on its own) and written again
  * first, so that a flush that the guest sees done covers them even if the server lost its cache.
  *
- * Bounded: `maxRequests` requests, two send buffers, nothing buffered on the receiving side (data goes straight to guest
- * memory).
+ * Bounded: `maxRequests` requests, two send buffers, nothing buffered on the receiving side. What goes over the wire is made in
+ * nbd-sender.ts and read in nbd-receiver.ts.
  */
 import type { Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
@@ -27,37 +27,20 @@ import { Completions } from './completions.ts';
 import { type Connection, connect } from './nbd-connect.ts';
 import { NBD_FLAG } from './nbd-handshake.ts';
 import type { NbdOptions } from './nbd-options.ts';
-import {
-  CMD,
-  CMD_FLAG_NO_HOLE,
-  ESHUTDOWN,
-  REPLY_BYTES,
-  REPLY_MAGIC,
-  REQUEST_BYTES,
-  REQUEST_MAGIC,
-} from './nbd-spec.ts';
+import { NbdReceiver } from './nbd-receiver.ts';
+import { NbdRequests, REQUEST } from './nbd-requests.ts';
+import { NbdSender } from './nbd-sender.ts';
+import { CMD, REQUEST_BYTES, REQUEST_MAGIC } from './nbd-spec.ts';
 import { type LoggedWrite, WriteLog } from './write-log.ts';
 
-const SEND_BYTES = 256 * 1024;
 const RETRY_MAX_MS = 5000;
 const FAIL_AFTER_MS = 60_000;
 /** A server that has not answered by then is not waited for when the disk is closed. */
 const CLOSE_PATIENCE_MS = 5000;
 const ABILITIES =
   NBD_FLAG.readOnly | NBD_FLAG.sendFlush | NBD_FLAG.sendTrim | NBD_FLAG.sendWriteZeroes;
-/** Most bytes of a request without data. */
-const MAX_RANGE_BYTES = 1 << 30;
 const MAX_SEGMENTS = 1024;
 const LOG_ENTRIES = 16 * 1024;
-
-/** Life of a request. */
-const FREE = 0;
-/** Queued by the device, waiting for `submit`, for the wire, or for the next connection. */
-const WAITING = 1;
-/** On the wire; its reply is outstanding. */
-const SENT = 2;
-/** Acknowledged, but the log has no room: done when a flush is. */
-const UNLOGGED = 3;
 
 /** Connects; VmmError NBD_* when the server is not there, refuses, or is not NBD. */
 export async function openNbd(
@@ -85,56 +68,24 @@ export class NbdDisk implements BlockBackend {
   readonly #options: NbdOptions;
   readonly #completions: Completions;
   readonly #flags: number;
-  readonly #maxPayload: number;
 
   // Requests, by tag. Two more belong to this client: its own flush, and the replay of a remembered write.
   readonly #flushTag: number;
   readonly #replayTag: number;
-  readonly #state: Uint8Array;
-  readonly #op: Uint8Array;
-  readonly #offset: Float64Array;
-  readonly #length: Float64Array;
-  readonly #done: Float64Array;
-  /** Bytes of the part that is on the wire. */
-  readonly #part: Float64Array;
-  readonly #order: Float64Array;
+  readonly #requests: NbdRequests;
   readonly #logEnd: Float64Array;
-  /** When a write that waits for a flush was acknowledged, and when a flush was sent (numbers of {@link #sequence}). */
+  /** When a write that waits for a flush was acknowledged, and when a flush was sent (numbers of {@link NbdRequests.stamp}). */
   readonly #stamp: Float64Array;
-  readonly #segmentCount: Uint32Array;
-  readonly #addresses: (Float64Array | undefined)[];
-  readonly #lengths: (Uint32Array | undefined)[];
-  #sequence = 0;
-
-  /** Tags that wait for the wire, oldest first, in a ring. */
-  readonly #pending: Uint32Array;
-  #pendingHead = 0;
-  #pendingCount = 0;
   #batched: number[] = [];
   readonly #failedTags: number[] = [];
   readonly #failedResults: number[] = [];
   #failing = false;
 
-  // Sending.
+  // The wire.
   #socket: Socket | undefined;
-  #filling = Buffer.alloc(SEND_BYTES);
-  #writing = Buffer.alloc(SEND_BYTES);
-  #filled = 0;
-  #busy = false;
-  /** Tag whose data is being copied into send buffers, or -1, and how much of its part is still to be copied. */
-  #sendTag = -1;
-  #sendLeft = 0;
-  #sendSegment = 0;
-  #sendOffset = 0;
+  readonly #sender: NbdSender;
+  readonly #receiver: NbdReceiver;
   #replayData: Uint8Array | undefined;
-
-  // Receiving.
-  readonly #header = Buffer.alloc(REPLY_BYTES);
-  #headerBytes = 0;
-  #readTag = -1;
-  #readLeft = 0;
-  #readSegment = 0;
-  #readOffset = 0;
 
   // Writes not yet durable, connection life.
   readonly #writes: WriteLog;
@@ -172,7 +123,6 @@ export class NbdDisk implements BlockBackend {
     this.#options = options;
     this.#silenceMs = Math.min(options.failAfterMs ?? FAIL_AFTER_MS, FAIL_AFTER_MS) / 2;
     this.#flags = found.flags & ABILITIES;
-    this.#maxPayload = found.maxPayloadBytes - (found.maxPayloadBytes % blockSizeBytes);
     this.#retryMs = options.retryMs ?? 100;
     this.info = {
       name: options.name,
@@ -190,19 +140,25 @@ export class NbdDisk implements BlockBackend {
     const slots = maxRequests + 2;
     this.#flushTag = maxRequests;
     this.#replayTag = maxRequests + 1;
-    this.#state = new Uint8Array(slots);
-    this.#op = new Uint8Array(slots);
-    this.#offset = new Float64Array(slots);
-    this.#length = new Float64Array(slots);
-    this.#done = new Float64Array(slots);
-    this.#part = new Float64Array(slots);
-    this.#order = new Float64Array(slots);
+    this.#requests = new NbdRequests(slots);
     this.#logEnd = new Float64Array(slots);
     this.#stamp = new Float64Array(slots);
-    this.#segmentCount = new Uint32Array(slots);
-    this.#addresses = new Array<Float64Array | undefined>(slots).fill(undefined);
-    this.#lengths = new Array<Uint32Array | undefined>(slots).fill(undefined);
-    this.#pending = new Uint32Array(slots);
+    const maxPayload = found.maxPayloadBytes - (found.maxPayloadBytes % blockSizeBytes);
+    const limits = { maxPayload, writeZeroes: this.info.writeZeroes };
+    this.#sender = new NbdSender(this.#requests, memory, limits, {
+      next: () => this.#next(),
+      data: (tag) => (tag === this.#replayTag ? this.#replayData : undefined),
+      wrote: () => {
+        this.#silence ??= setTimeout(() => this.#silent(), this.#silenceMs).unref();
+        this.#silence.refresh();
+      },
+    });
+    this.#receiver = new NbdReceiver(this.#requests, memory, {
+      expects: (tag) => this.#requests.state[tag] === REQUEST.sent && !this.#sender.isSending(tag),
+      partDone: (tag) => this.#partDone(tag),
+      failed: (tag, error) => this.#finish(tag, error),
+      broken: (isNonsense) => this.#broken(isNonsense),
+    });
     this.#completions = new Completions(maxRequests);
     this.#writes = new WriteLog(options.logBytes ?? 32 * 1024 * 1024, LOG_ENTRIES);
     this.#adopt(connection.socket);
@@ -232,22 +188,11 @@ export class NbdDisk implements BlockBackend {
     count: number,
   ): void {
     this.#completions.begin(tag);
-    this.#op[tag] = op;
-    this.#offset[tag] = offsetBytes;
-    this.#length[tag] = lengthBytes;
-    this.#done[tag] = 0;
-    this.#state[tag] = WAITING;
-    this.#segmentCount[tag] = count;
-    if ((this.#addresses[tag]?.length ?? 0) < count) {
-      const room = Math.max(8, 2 ** Math.ceil(Math.log2(count)));
-      this.#addresses[tag] = new Float64Array(room);
-      this.#lengths[tag] = new Uint32Array(room);
-    }
-    for (let i = 0; i < count; i++) {
-      this.#addresses[tag]![i] = addresses[first + i]!;
-      this.#lengths[tag]![i] = lengths[first + i]!;
-    }
-    const wrong = this.#check(tag);
+    const { kept, state, done } = this.#requests;
+    kept.keep(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
+    done[tag] = 0;
+    state[tag] = REQUEST.waiting;
+    const wrong = this.#requests.check(tag, this.info, this.#memory);
     if (wrong !== ERRNO.OK) this.#fail(tag, wrong);
     else if (this.#isDoneAlready(tag)) this.#fail(tag, ERRNO.OK);
     else if (this.#failing) this.#fail(tag, ERRNO.EIO);
@@ -255,9 +200,9 @@ export class NbdDisk implements BlockBackend {
   }
 
   submit(): void {
-    for (const tag of this.#batched) this.#enqueue(tag);
+    for (const tag of this.#batched) this.#requests.push(tag);
     this.#batched.length = 0;
-    this.#pump();
+    this.#sender.pump();
     this.#deliverFailed();
   }
 
@@ -293,6 +238,8 @@ export class NbdDisk implements BlockBackend {
     clearTimeout(this.#silence);
     const socket = this.#socket;
     this.#socket = undefined;
+    this.#sender.stop();
+    this.#receiver.stop();
     if (socket === undefined) return;
     const goodbye = Buffer.alloc(REQUEST_BYTES);
     goodbye.writeUInt32BE(REQUEST_MAGIC, 0);
@@ -311,32 +258,11 @@ export class NbdDisk implements BlockBackend {
 
   // Requests
 
-  #check(tag: number): number {
-    const op = this.#op[tag]!;
-    const offset = this.#offset[tag]!;
-    const length = this.#length[tag]!;
-    const { sizeBytes, blockSizeBytes, readonly, maxTransferBytes } = this.info;
-    if (op !== BLOCK_OP.read && op !== BLOCK_OP.flush && readonly) return ERRNO.EROFS;
-    if (op === BLOCK_OP.flush) return ERRNO.OK;
-    if (!(offset >= 0 && length >= 0 && offset + length <= sizeBytes)) return ERRNO.EINVAL;
-    if (offset % blockSizeBytes !== 0 || length % blockSizeBytes !== 0) return ERRNO.EINVAL;
-    if (op !== BLOCK_OP.read && op !== BLOCK_OP.write) return ERRNO.OK;
-    if (length > maxTransferBytes) return ERRNO.EINVAL;
-    let total = 0;
-    for (let i = 0; i < this.#segmentCount[tag]!; i++) {
-      const bytes = this.#lengths[tag]![i]!;
-      if (bytes > 0 && !this.#memory.contains(this.#addresses[tag]![i]!, bytes))
-        return ERRNO.EFAULT;
-      total += bytes;
-    }
-    return total === length ? ERRNO.OK : ERRNO.EINVAL;
-  }
-
   /** Requests that need nothing from the server. */
   #isDoneAlready(tag: number): boolean {
-    const op = this.#op[tag]!;
+    const op = this.#requests.kept.op[tag]!;
     if (op === BLOCK_OP.flush) return !this.info.volatileCache;
-    if (this.#length[tag] === 0) return true;
+    if (this.#requests.kept.length[tag] === 0) return true;
     return op === BLOCK_OP.discard && !this.info.discard;
   }
 
@@ -359,216 +285,52 @@ export class NbdDisk implements BlockBackend {
   }
 
   #complete(tag: number, result: number): void {
-    this.#state[tag] = FREE;
+    this.#requests.state[tag] = REQUEST.free;
     this.#completions.deliver(tag, result);
   }
 
-  #enqueue(tag: number): void {
-    if (this.#done[tag] === 0) this.#order[tag] = this.#sequence++;
-    this.#state[tag] = WAITING;
-    this.#pending[(this.#pendingHead + this.#pendingCount) % this.#pending.length] = tag;
-    this.#pendingCount++;
-  }
+  // The wire
 
-  // Sending
-
-  /** Fills the free buffer with requests and writes it, as long as there is something to send. */
-  #pump(): void {
-    const socket = this.#socket;
-    if (socket === undefined || this.#busy) return;
-    while (this.#filled < SEND_BYTES) {
-      if (this.#sendTag >= 0) {
-        this.#copyData();
-        continue;
-      }
-      if (this.#pendingCount === 0 || this.#filled + REQUEST_BYTES > SEND_BYTES) break;
-      // While remembered writes are written again, nothing else goes out: it could overtake them.
-      const tag = this.#pending[this.#pendingHead]!;
-      if (this.#replaying && tag !== this.#replayTag) break;
-      this.#pendingHead = (this.#pendingHead + 1) % this.#pending.length;
-      this.#pendingCount--;
-      this.#putRequest(tag);
+  /** The request that goes out now. */
+  #next(): number {
+    const requests = this.#requests;
+    const tag = requests.next;
+    // While remembered writes are written again, nothing else goes out: it could overtake them.
+    if (tag < 0 || (this.#replaying && tag !== this.#replayTag)) return -1;
+    requests.shift();
+    if (requests.kept.op[tag] === BLOCK_OP.flush) {
+      this.#logEnd[tag] = this.#writes.end;
+      this.#stamp[tag] = requests.stamp();
     }
-    if (this.#filled === 0) return;
-    const full = this.#filling;
-    const bytes = this.#filled;
-    this.#filling = this.#writing;
-    this.#writing = full;
-    this.#filled = 0;
-    this.#busy = true;
-    this.#silence ??= setTimeout(() => this.#silent(), this.#silenceMs).unref();
-    this.#silence.refresh();
-    socket.write(full.subarray(0, bytes), () => {
-      if (this.#socket !== socket) return;
-      this.#busy = false;
-      this.#pump();
-    });
+    return tag;
   }
 
   get #replaying(): boolean {
     return this.#replayNext < this.#replayEnd;
   }
 
-  /** Sends the header of a request's next part and gets ready to send its data. */
-  #putRequest(tag: number): void {
-    const op = this.#op[tag]!;
-    const zeroing = op === BLOCK_OP.writeZeroes || op === BLOCK_OP.writeZeroesUnmap;
-    let command: number = CMD.trim;
-    let flags = 0;
-    if (op === BLOCK_OP.read) command = CMD.read;
-    else if (op === BLOCK_OP.write) command = CMD.write;
-    else if (op === BLOCK_OP.flush) command = CMD.flush;
-    else if (zeroing) {
-      command = this.info.writeZeroes ? CMD.writeZeroes : CMD.write;
-      if (op === BLOCK_OP.writeZeroes && this.info.writeZeroes) flags = CMD_FLAG_NO_HOLE;
-    }
-    const hasData = command === CMD.read || command === CMD.write;
-    const done = this.#done[tag]!;
-    const part = Math.min(this.#length[tag]! - done, hasData ? this.#maxPayload : MAX_RANGE_BYTES);
-    this.#part[tag] = part;
-    this.#state[tag] = SENT;
-    if (op === BLOCK_OP.flush) {
-      this.#logEnd[tag] = this.#writes.end;
-      this.#stamp[tag] = this.#sequence++;
-    }
-
-    const out = this.#filling;
-    const at = this.#filled;
-    const offset = op === BLOCK_OP.flush ? 0 : this.#offset[tag]! + done;
-    out.writeUInt32BE(REQUEST_MAGIC, at);
-    out.writeUInt16BE(flags, at + 4);
-    out.writeUInt16BE(command, at + 6);
-    out.writeUInt32BE(this.#generation, at + 8);
-    out.writeUInt32BE(tag, at + 12);
-    out.writeUInt32BE(Math.floor(offset / 0x1_0000_0000), at + 16);
-    out.writeUInt32BE(offset % 0x1_0000_0000, at + 20);
-    out.writeUInt32BE(part, at + 24);
-    this.#filled = at + REQUEST_BYTES;
-    if (command !== CMD.write) return;
-    this.#sendTag = tag;
-    this.#sendLeft = part;
-    this.#sendSegment = 0;
-    this.#sendOffset = done;
-    if (zeroing || tag === this.#replayTag) return;
-    while (this.#sendOffset >= this.#lengths[tag]![this.#sendSegment]!) {
-      this.#sendOffset -= this.#lengths[tag]![this.#sendSegment]!;
-      this.#sendSegment++;
-    }
-  }
-
-  #copyData(): void {
-    const tag = this.#sendTag;
-    const op = this.#op[tag]!;
-    const room = Math.min(this.#sendLeft, SEND_BYTES - this.#filled);
-    let n = room;
-    if (op !== BLOCK_OP.write) {
-      this.#filling.fill(0, this.#filled, this.#filled + n);
-    } else if (tag === this.#replayTag) {
-      const from = this.#sendOffset;
-      this.#filling.set(this.#replayData!.subarray(from, from + n), this.#filled);
-      this.#sendOffset += n;
-    } else {
-      const length = this.#lengths[tag]![this.#sendSegment]!;
-      n = Math.min(room, length - this.#sendOffset);
-      const address = this.#addresses[tag]![this.#sendSegment]! + this.#sendOffset;
-      this.#memory.read(address, this.#filling, this.#filled, n);
-      this.#sendOffset += n;
-      if (this.#sendOffset === length) {
-        this.#sendSegment++;
-        this.#sendOffset = 0;
-      }
-    }
-    this.#filled += n;
-    this.#sendLeft -= n;
-    if (this.#sendLeft === 0) this.#sendTag = -1;
-  }
-
-  // Receiving
-
   #data(chunk: Buffer): void {
     this.#silence?.refresh();
     if (this.#giveUp !== undefined) this.#heard();
     this.#completions.start();
-    let at = 0;
-    while (at < chunk.length && this.#socket !== undefined) {
-      if (this.#readTag >= 0) {
-        at += this.#takeData(chunk, at);
-        continue;
-      }
-      const n = Math.min(REPLY_BYTES - this.#headerBytes, chunk.length - at);
-      chunk.copy(this.#header, this.#headerBytes, at, at + n);
-      this.#headerBytes += n;
-      at += n;
-      if (this.#headerBytes === REPLY_BYTES) {
-        this.#headerBytes = 0;
-        this.#reply();
-      }
-    }
+    this.#receiver.take(chunk);
     this.#completions.end();
-    this.#pump();
+    this.#sender.pump();
   }
 
-  #reply(): void {
-    const error = this.#header.readUInt32BE(4);
-    const tag = this.#header.readUInt32BE(12);
-    const known =
-      this.#header.readUInt32BE(0) === REPLY_MAGIC &&
-      this.#header.readUInt32BE(8) === this.#generation &&
-      tag < this.#state.length &&
-      this.#state[tag] === SENT &&
-      tag !== this.#sendTag;
-    if (!known) {
+  #broken(isNonsense: boolean): void {
+    if (isNonsense) {
       this.#log.warn(`${this.info.name}: the server answers what was not asked; connecting again`);
-      this.#socket!.destroy();
-      this.#disconnected(this.#socket!);
-      return;
     }
-    if (error === ESHUTDOWN) {
-      this.#socket!.destroy();
-      this.#disconnected(this.#socket!);
-      return;
-    }
-    if (error !== 0) {
-      this.#finish(tag, error < 4096 ? error : ERRNO.EIO);
-      return;
-    }
-    if (this.#op[tag] === BLOCK_OP.read) {
-      this.#readTag = tag;
-      this.#readLeft = this.#part[tag]!;
-      this.#readSegment = 0;
-      this.#readOffset = this.#done[tag]!;
-      while (this.#readOffset >= this.#lengths[tag]![this.#readSegment]!) {
-        this.#readOffset -= this.#lengths[tag]![this.#readSegment]!;
-        this.#readSegment++;
-      }
-      return;
-    }
-    this.#partDone(tag);
-  }
-
-  /** Moves received data straight into guest memory; how many bytes it took. */
-  #takeData(chunk: Buffer, at: number): number {
-    const tag = this.#readTag;
-    const length = this.#lengths[tag]![this.#readSegment]!;
-    const n = Math.min(this.#readLeft, chunk.length - at, length - this.#readOffset);
-    const address = this.#addresses[tag]![this.#readSegment]! + this.#readOffset;
-    this.#memory.write(address, chunk, at, n);
-    this.#readOffset += n;
-    this.#readLeft -= n;
-    if (this.#readOffset === length) {
-      this.#readSegment++;
-      this.#readOffset = 0;
-    }
-    if (this.#readLeft === 0) {
-      this.#readTag = -1;
-      this.#partDone(tag);
-    }
-    return n;
+    const socket = this.#socket!;
+    socket.destroy();
+    this.#disconnected(socket);
   }
 
   #partDone(tag: number): void {
-    this.#done[tag]! += this.#part[tag]!;
-    if (this.#done[tag]! < this.#length[tag]!) this.#enqueue(tag);
+    const { kept, done, part } = this.#requests;
+    done[tag]! += part[tag]!;
+    if (done[tag]! < kept.length[tag]!) this.#requests.push(tag);
     else this.#finish(tag, ERRNO.OK);
   }
 
@@ -577,16 +339,16 @@ export class NbdDisk implements BlockBackend {
       this.#replayed(result);
       return;
     }
-    const op = this.#op[tag]!;
+    const op = this.#requests.kept.op[tag]!;
     if (op === BLOCK_OP.flush) {
       this.#flushed(tag, result);
       return;
     }
     if (result === ERRNO.OK && op !== BLOCK_OP.read && this.info.volatileCache) {
-      const dataBytes = op === BLOCK_OP.write ? this.#length[tag]! : 0;
+      const dataBytes = op === BLOCK_OP.write ? this.#requests.kept.length[tag]! : 0;
       if (!this.#writes.fits(dataBytes)) {
-        this.#state[tag] = UNLOGGED;
-        this.#stamp[tag] = this.#sequence++;
+        this.#requests.state[tag] = REQUEST.unlogged;
+        this.#stamp[tag] = this.#requests.stamp();
         this.#ownFlush();
         return;
       }
@@ -598,18 +360,20 @@ export class NbdDisk implements BlockBackend {
   // Durability
 
   #remember(tag: number): void {
-    this.#writes.add(this.#op[tag]!, this.#offset[tag]!, this.#length[tag]!);
-    if (this.#op[tag] !== BLOCK_OP.write) return;
-    for (let i = 0; i < this.#segmentCount[tag]!; i++)
-      this.#writes.addData(this.#memory, this.#addresses[tag]![i]!, this.#lengths[tag]![i]!);
+    const { kept } = this.#requests;
+    this.#writes.add(kept.op[tag]!, kept.offset[tag]!, kept.length[tag]!);
+    if (kept.op[tag] !== BLOCK_OP.write) return;
+    const addresses = kept.addresses(tag);
+    const lengths = kept.lengths(tag);
+    for (let i = 0; i < kept.count[tag]!; i++)
+      this.#writes.addData(this.#memory, addresses[i]!, lengths[i]!);
   }
 
   #ownFlush(): void {
-    if (this.#state[this.#flushTag] !== FREE) return;
-    this.#op[this.#flushTag] = BLOCK_OP.flush;
-    this.#length[this.#flushTag] = 0;
-    this.#done[this.#flushTag] = 0;
-    this.#enqueue(this.#flushTag);
+    if (this.#requests.state[this.#flushTag] !== REQUEST.free) return;
+    this.#requests.kept.note(this.#flushTag, BLOCK_OP.flush, 0, 0);
+    this.#requests.done[this.#flushTag] = 0;
+    this.#requests.push(this.#flushTag);
   }
 
   #flushed(tag: number, result: number): void {
@@ -622,10 +386,13 @@ export class NbdDisk implements BlockBackend {
     }
     // Our own: lets the writes go that it covers. One that was acknowledged after the flush was sent fits into the log
     // now, or waits for the next flush.
-    this.#state[tag] = FREE;
+    this.#requests.state[tag] = REQUEST.free;
     for (let waiting = 0; waiting < this.info.maxRequests; waiting++) {
-      if (this.#state[waiting] !== UNLOGGED) continue;
-      const dataBytes = this.#op[waiting] === BLOCK_OP.write ? this.#length[waiting]! : 0;
+      if (this.#requests.state[waiting] !== REQUEST.unlogged) continue;
+      const dataBytes =
+        this.#requests.kept.op[waiting] === BLOCK_OP.write
+          ? this.#requests.kept.length[waiting]!
+          : 0;
       if (result !== ERRNO.OK || this.#stamp[waiting]! < this.#stamp[tag]!) {
         this.#complete(waiting, result);
       } else if (this.#writes.fits(dataBytes)) {
@@ -638,7 +405,7 @@ export class NbdDisk implements BlockBackend {
   }
 
   #replayed(result: number): void {
-    this.#state[this.#replayTag] = FREE;
+    this.#requests.state[this.#replayTag] = REQUEST.free;
     if (result !== ERRNO.OK) {
       this.#log.error(
         `${this.info.name}: a write from before the connection was lost could not be repeated (error ${result}); the guest's next flush reports it`,
@@ -654,16 +421,12 @@ export class NbdDisk implements BlockBackend {
     if (!this.#replaying) return;
     const tag = this.#replayTag;
     this.#writes.entry(this.#replayNext, this.#logged);
-    this.#op[tag] = this.#logged.op;
-    this.#offset[tag] = this.#logged.offsetBytes;
-    this.#length[tag] = this.#logged.lengthBytes;
-    this.#done[tag] = 0;
-    if (this.#logged.op === BLOCK_OP.write) this.#replayData = this.#writes.data(this.#replayNext);
+    const { op, offsetBytes, lengthBytes } = this.#logged;
+    this.#requests.kept.note(tag, op, offsetBytes, lengthBytes);
+    this.#requests.done[tag] = 0;
+    if (op === BLOCK_OP.write) this.#replayData = this.#writes.data(this.#replayNext);
     // Before everything else that waits.
-    this.#state[tag] = WAITING;
-    this.#pendingHead = (this.#pendingHead + this.#pending.length - 1) % this.#pending.length;
-    this.#pending[this.#pendingHead] = tag;
-    this.#pendingCount++;
+    this.#requests.pushFirst(tag);
   }
 
   // Connection
@@ -675,6 +438,8 @@ export class NbdDisk implements BlockBackend {
     this.#failing = false;
     // With requests that wait, only an answer shows that the server is back.
     if (this.inFlight === 0) this.#heard();
+    this.#sender.start(socket, this.#generation);
+    this.#receiver.start(this.#generation);
     socket.on('data', (chunk: Buffer) => {
       if (this.#socket === socket) this.#data(chunk);
     });
@@ -684,14 +449,14 @@ export class NbdDisk implements BlockBackend {
       this.#away = false;
       this.#log.info(`${this.info.name}: connected again`);
     }
-    this.#pump();
+    this.#sender.pump();
   }
 
   /** A host that is gone says nothing, and the system would wait for it for a quarter of an hour. */
   #silent(): void {
     this.#silence = undefined;
     const socket = this.#socket;
-    if (socket === undefined || !this.#state.includes(SENT)) return;
+    if (socket === undefined || !this.#requests.state.includes(REQUEST.sent)) return;
     socket.destroy();
     this.#disconnected(socket, this.#silenceMs);
   }
@@ -702,11 +467,8 @@ export class NbdDisk implements BlockBackend {
     this.#socket = undefined;
     this.#away = true;
     this.#log.warn(`${this.info.name}: the server is away; requests wait`);
-    this.#busy = false;
-    this.#filled = 0;
-    this.#sendTag = -1;
-    this.#readTag = -1;
-    this.#headerBytes = 0;
+    this.#sender.stop();
+    this.#receiver.stop();
     this.#requeue();
     const wait = this.#options.failAfterMs ?? FAIL_AFTER_MS;
     if (wait !== Number.POSITIVE_INFINITY && this.#giveUp === undefined) {
@@ -716,20 +478,25 @@ export class NbdDisk implements BlockBackend {
     this.#scheduleRetry();
   }
 
+  /** Tags up to `last` of requests that were submitted and have no result yet. */
+  #begun(last: number): number[] {
+    const batched = new Set(this.#batched);
+    const tags: number[] = [];
+    for (let tag = 0; tag <= last; tag++) {
+      if (this.#requests.state[tag] === REQUEST.free) continue;
+      if (!batched.has(tag) && !this.#failedTags.includes(tag)) tags.push(tag);
+    }
+    return tags;
+  }
+
   /** Everything that was sent, or waits, goes out again in the order it was queued, after the remembered writes. */
   #requeue(): void {
-    const tags: number[] = [];
-    const batched = new Set(this.#batched);
-    for (let tag = 0; tag <= this.#flushTag; tag++) {
-      if (this.#state[tag] === FREE || batched.has(tag) || this.#failedTags.includes(tag)) continue;
-      this.#done[tag] = 0;
-      tags.push(tag);
-    }
-    tags.sort((a, b) => this.#order[a]! - this.#order[b]!);
-    this.#pendingHead = 0;
-    this.#pendingCount = 0;
-    this.#state[this.#replayTag] = FREE;
-    for (const tag of tags) this.#enqueue(tag);
+    const tags = this.#begun(this.#flushTag);
+    for (const tag of tags) this.#requests.done[tag] = 0;
+    tags.sort((a, b) => this.#requests.order[a]! - this.#requests.order[b]!);
+    this.#requests.clear();
+    this.#requests.state[this.#replayTag] = REQUEST.free;
+    for (const tag of tags) this.#requests.push(tag);
     this.#replayNext = this.#writes.first;
     this.#replayEnd = this.#writes.end;
     this.#startReplay();
@@ -780,15 +547,10 @@ export class NbdDisk implements BlockBackend {
   /** Every request that was given to this client completes with `result`. */
   #failAll(result: number): void {
     assert(this.#socket === undefined, 'gives up only while the server is away');
-    this.#pendingHead = 0;
-    this.#pendingCount = 0;
-    this.#state[this.#flushTag] = FREE;
-    const batched = new Set(this.#batched);
-    for (let tag = 0; tag < this.info.maxRequests; tag++) {
-      if (this.#state[tag] === FREE || batched.has(tag) || this.#failedTags.includes(tag)) continue;
-      this.#fail(tag, result);
-    }
-    this.#state[this.#replayTag] = FREE;
+    this.#requests.clear();
+    this.#requests.state[this.#flushTag] = REQUEST.free;
+    for (const tag of this.#begun(this.info.maxRequests - 1)) this.#fail(tag, result);
+    this.#requests.state[this.#replayTag] = REQUEST.free;
     this.#startReplay();
     this.#deliverFailed();
   }

@@ -12,21 +12,12 @@ import {
   ERRNO,
 } from './backend.ts';
 import { Drain } from './drain.ts';
-
-/** What is remembered of a request, to issue it again. */
-class Kept {
-  op: BlockOp = 0;
-  offset = 0;
-  length = 0;
-  count = 0;
-  addresses = new Float64Array(8);
-  lengths = new Uint32Array(8);
-}
+import { KeptRequests } from './kept-requests.ts';
 
 export class PauseWhenFull implements BlockBackend {
   readonly #inner: BlockBackend;
   readonly #onFull: () => void;
-  readonly #kept: (Kept | undefined)[];
+  readonly #kept: KeptRequests;
   #held: number[] = [];
   #told = false;
   #handler: BlockHandler | undefined;
@@ -37,7 +28,7 @@ export class PauseWhenFull implements BlockBackend {
   constructor(inner: BlockBackend, onFull: () => void) {
     this.#inner = inner;
     this.#onFull = onFull;
-    this.#kept = new Array<Kept | undefined>(inner.info.maxRequests).fill(undefined);
+    this.#kept = new KeptRequests(inner.info.maxRequests);
   }
 
   get info(): BlockInfo {
@@ -72,23 +63,7 @@ export class PauseWhenFull implements BlockBackend {
     count: number,
   ): void {
     assert(!this.#held.includes(tag), 'the tag is free');
-    let kept = this.#kept[tag];
-    if (kept === undefined) {
-      kept = new Kept();
-      this.#kept[tag] = kept;
-    }
-    kept.op = op;
-    kept.offset = offsetBytes;
-    kept.length = lengthBytes;
-    kept.count = count;
-    if (kept.addresses.length < count) {
-      kept.addresses = new Float64Array(2 * count);
-      kept.lengths = new Uint32Array(2 * count);
-    }
-    for (let i = 0; i < count; i++) {
-      kept.addresses[i] = addresses[first + i]!;
-      kept.lengths[i] = lengths[first + i]!;
-    }
+    this.#kept.keep(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
     this.#inner.queue(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
   }
 
@@ -127,10 +102,7 @@ export class PauseWhenFull implements BlockBackend {
     const held = this.#held;
     this.#held = [];
     this.#told = false;
-    for (const tag of held) {
-      const { op, offset, length, addresses, lengths, count } = this.#kept[tag]!;
-      this.#inner.queue(tag, op, offset, length, addresses, lengths, 0, count);
-    }
+    for (const tag of held) this.#kept.queueAt(this.#inner, tag);
     if (held.length > 0) this.#inner.submit();
   }
 

@@ -13,6 +13,7 @@ import {
   type BlockOp,
   ERRNO,
 } from '../../block/backend.ts';
+import { KeptRequests } from '../../block/kept-requests.ts';
 import { type EventTap, HELD_BLOCK } from '../core/event-tap.ts';
 import type { Lease } from './lease.ts';
 
@@ -36,13 +37,8 @@ export class TappedBlock implements BlockBackend {
   readonly #device: number;
   readonly #events: BlockTapEvents;
   readonly #state: Uint8Array;
-  readonly #op: Uint8Array;
-  readonly #offset: Float64Array;
-  readonly #length: Float64Array;
-  readonly #segments: Uint32Array;
-  /** Segments of tag t start at t * maxSegments. Grown to what the guest really uses, by tag. */
-  readonly #addresses: (Float64Array | undefined)[];
-  readonly #lengths: (Uint32Array | undefined)[];
+  /** What is held, parked, or noted. */
+  readonly #kept: KeptRequests;
   #heldCount = 0;
   #lease: Lease | undefined;
   /** Tags of requests that came after the lease's end, in order: the guest is not told, they wait for the next lease. */
@@ -59,12 +55,7 @@ export class TappedBlock implements BlockBackend {
     this.#events = events;
     const { maxRequests } = inner.info;
     this.#state = new Uint8Array(maxRequests);
-    this.#op = new Uint8Array(maxRequests);
-    this.#offset = new Float64Array(maxRequests);
-    this.#length = new Float64Array(maxRequests);
-    this.#segments = new Uint32Array(maxRequests);
-    this.#addresses = new Array<Float64Array | undefined>(maxRequests).fill(undefined);
-    this.#lengths = new Array<Uint32Array | undefined>(maxRequests).fill(undefined);
+    this.#kept = new KeptRequests(maxRequests);
   }
 
   get info(): BlockInfo {
@@ -111,21 +102,7 @@ export class TappedBlock implements BlockBackend {
       return;
     }
     assert(this.#state[tag] === PASSED, 'a tag in flight is not queued again');
-    let ownAddresses = this.#addresses[tag];
-    if (ownAddresses === undefined || ownAddresses.length < count) {
-      ownAddresses = new Float64Array(Math.max(count, 16));
-      this.#addresses[tag] = ownAddresses;
-      this.#lengths[tag] = new Uint32Array(ownAddresses.length);
-    }
-    const ownLengths = this.#lengths[tag]!;
-    for (let i = 0; i < count; i++) {
-      ownAddresses[i] = addresses[first + i]!;
-      ownLengths[i] = lengths[first + i]!;
-    }
-    this.#op[tag] = op;
-    this.#offset[tag] = offsetBytes;
-    this.#length[tag] = lengthBytes;
-    this.#segments[tag] = count;
+    this.#kept.keep(tag, op, offsetBytes, lengthBytes, addresses, lengths, first, count);
     if (!holding) {
       this.#state[tag] = NOTED;
       this.#pass(tag);
@@ -198,15 +175,6 @@ export class TappedBlock implements BlockBackend {
       this.#parked.push(tag);
       return;
     }
-    this.#inner.queue(
-      tag,
-      this.#op[tag] as BlockOp,
-      this.#offset[tag]!,
-      this.#length[tag]!,
-      this.#addresses[tag]!,
-      this.#lengths[tag]!,
-      0,
-      this.#segments[tag]!,
-    );
+    this.#kept.queueAt(this.#inner, tag);
   }
 }
