@@ -22,6 +22,9 @@ const SLOT_BYTES = MEMORY_BYTES / REQUESTS;
 const DATA_BYTES = SLOT_BYTES - 4096;
 const CANARY = 0xc5;
 const FLAGS = 0x6d;
+/** How an option begins, and how a request does. */
+const OPTION_START = Buffer.from('IHAV').readUInt32BE();
+const REQUEST_START = 0x25609513;
 /** Turns of the loop within which something must have happened. */
 const PATIENCE = 4000;
 
@@ -43,6 +46,8 @@ class Server {
   #peer: PeerSocket | undefined;
   #phase: 'flags' | 'options' | 'transmission' = 'flags';
   #sound = true;
+  /** Some of what was said on this connection was not what was meant. */
+  #damaged = false;
   #at = 0;
   /** Replies that wait, for other orders. */
   #waiting: Uint8Array[] = [];
@@ -57,6 +62,7 @@ class Server {
     this.#peer = new PeerSocket();
     this.#phase = 'flags';
     this.#at = 0;
+    this.#damaged = false;
     this.#waiting = [];
     this.#sound = this.connections >= this.bad;
     this.connections++;
@@ -79,6 +85,7 @@ class Server {
       return;
     }
     this.seen.hit('damaged answer');
+    this.#damaged = true;
     this.#peer!.say(random, mutated(random, bytes));
     // What was cut off would be waited for.
     if (random.chance(0.5)) this.#peer!.hangUp(random);
@@ -91,6 +98,10 @@ class Server {
     for (;;) {
       const bytes = peer.received.subarray(this.#at);
       let used = 0;
+      if (this.#phase === 'transmission' && this.#damaged && bytes.length >= 4) {
+        // A damaged answer can say that NBD_OPT_GO is unknown: the client then asks by NBD_OPT_EXPORT_NAME.
+        if (bytes.readUInt32BE(0) === OPTION_START) this.#phase = 'options';
+      }
       if (this.#phase === 'flags' && bytes.length >= 4) {
         used = 4;
         this.#phase = 'options';
@@ -101,7 +112,7 @@ class Server {
         used = 16 + length;
         this.#option(bytes.readUInt32BE(8));
       } else if (this.#phase === 'transmission' && bytes.length >= 28) {
-        assert(bytes.readUInt32BE(0) === 0x25609513, 'a request');
+        assert(bytes.readUInt32BE(0) === REQUEST_START, 'a request');
         const type = bytes.readUInt16BE(6);
         const length = bytes.readUInt32BE(24);
         const data = type === 1 ? length : 0;

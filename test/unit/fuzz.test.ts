@@ -17,6 +17,19 @@ describe(`every fuzzer for a moment, seed ${seed}`, () => {
   }
 });
 
+describe('what once failed holds', () => {
+  const past: readonly (readonly [name: string, seed: number])[] = [
+    // An answer damaged to "I do not know NBD_OPT_GO".
+    ['nbd', 337981445],
+    ['saved-states', 372987793],
+    ['virtio-rng', 790980041],
+  ];
+  it.each(past)('%s, seed %i', async (name, seed) => {
+    const { run, rounds } = fuzzers.find((fuzzer) => fuzzer.name === name)!;
+    await run(seed, rounds, new Coverage());
+  });
+});
+
 describe('a fuzzer finds a mistake made on purpose', () => {
   for (const { name, rounds, plants, run } of fuzzers) {
     for (const plant of plants) {
