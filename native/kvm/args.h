@@ -10,6 +10,8 @@
 
 namespace tsvmm {
 
+[[noreturn]] inline void ThrowRange(Napi::Env env, const char* message) { throw Napi::RangeError::New(env, message); }
+
 // An integer Number in [min, max].
 inline uint64_t ArgUint(const Napi::CallbackInfo& info, size_t index, const char* name, uint64_t min,
                         uint64_t max) {

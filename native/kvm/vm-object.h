@@ -1,5 +1,6 @@
 // JavaScript class `KvmVm` of the addon: Vm with its arguments checked and its callbacks attached to the
-// loop. Wrapped by src/kvm/vm.ts, which adds defaults, error texts and everything that is policy.
+// loop. Wrapped by src/kvm/vm.ts, which adds defaults, error texts and everything that is policy. Memory and running are in
+// vm-object.cc; state, and interrupts and doorbells, in files of their own.
 #pragma once
 
 #include <napi.h>
@@ -81,6 +82,8 @@ class VmObject : public Napi::ObjectWrap<VmObject>, private ExitSink, private Lo
   void GetState(const Napi::CallbackInfo& info);
   void SetState(const Napi::CallbackInfo& info);
   Napi::Value StateBytes(const Napi::CallbackInfo& info);
+  template <typename Transfer>
+  Napi::Value Msrs(const Napi::CallbackInfo& info, Transfer transfer);
   Napi::Value GetMsrs(const Napi::CallbackInfo& info);
   Napi::Value SetMsrs(const Napi::CallbackInfo& info);
   void SetCpuid(const Napi::CallbackInfo& info);
