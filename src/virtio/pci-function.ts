@@ -1,12 +1,12 @@
 /**
  * The modern virtio-pci transport (VIRTIO 1.2, 4.1): configuration structures in BAR 0, MSI-X in BAR 1, a
  * doorbell per queue. It negotiates features, drives the device's life, raises interrupts, and is the `Device`
- * that the board knows, with the state of function, transport, queues and device in one.
+ * that the board knows, with the state of function, transport, queues and device in one. What a driver reads and writes in
+ * the common configuration is in common-config.ts.
  *
  * Left out: the legacy interface (SeaBIOS, iPXE and Linux use the modern one), queue reset, notification data.
  */
 import { assert } from '../base/assert.ts';
-import { sizeMask } from '../base/bits.ts';
 import type { Clock } from '../base/clock.ts';
 import { GuestComplaints, type Logger } from '../base/log.ts';
 import type { Device } from '../bus/device.ts';
@@ -17,6 +17,7 @@ import { PciFunction, pciFunctionCodec } from '../pci/function.ts';
 import { PCI_COMMAND, PCI_REG } from '../pci/spec.ts';
 import { array } from '../snapshot/codec.ts';
 import { requireState, type Schema, schema } from '../snapshot/schema.ts';
+import { CommonConfig } from './common-config.ts';
 import type { VirtioDevice, VirtioTransport } from './device.ts';
 import { MAX_QUEUES, transportCodec, type VirtioPciState } from './pci-state.ts';
 import { AccessWindow, NOTIFY_MULTIPLIER, PLACE, virtioCapabilities } from './pci-window.ts';
@@ -47,8 +48,6 @@ export interface VirtioPciOptions<S> {
   readonly rom?: Uint8Array;
 }
 
-const ADDRESS_HIGH_MASK = 0xf_ffff;
-
 export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTransport {
   readonly id: string;
   readonly schema: Schema<VirtioPciState<S>>;
@@ -61,17 +60,11 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   readonly #bar: IoRegion;
   readonly #window: AccessWindow;
   readonly #rings: QueueDoorbells;
-  readonly #queueVectors: Uint16Array;
+  readonly #common: CommonConfig;
   #barBase: number | undefined;
   #features: FeatureSet = featureSet();
-  #driverFeatures: FeatureSet = featureSet();
-  #deviceFeatureSelect = 0;
-  #driverFeatureSelect = 0;
   #status = 0;
   #resetting = false;
-  #configVector: number = NO_VECTOR;
-  #generation = 0;
-  #queueSelect = 0;
   #isr = 0;
   #paused = true;
   #busMaster = false;
@@ -94,7 +87,12 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
       ring: (index) => this.#notify(index),
       refused: (why) => this.complain(why),
     });
-    this.#queueVectors = new Uint16Array(this.queues.length).fill(NO_VECTOR);
+    this.#common = new CommonConfig(this.queues, this.#offered, {
+      status: () => this.#status,
+      writeStatus: (value) => this.#writeStatus(value),
+      enableQueue: (index) => this.#enableQueue(index),
+      complain: (why) => this.complain(why),
+    });
     this.#bar = {
       name: device.id,
       read: (offset, size) => this.#read(offset, size),
@@ -148,19 +146,22 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   }
 
   publish(index: number): void {
-    if (this.queues[index]!.publish()) this.#interrupt(this.#queueVectors[index]!, ISR.queue);
+    if (this.queues[index]!.publish())
+      this.#interrupt(this.#common.queueVectors[index]!, ISR.queue);
   }
 
   configChanged(): void {
-    this.#generation = (this.#generation + 1) & 0xff;
-    if ((this.#status & STATUS.driverOk) !== 0) this.#interrupt(this.#configVector, ISR.config);
+    this.#common.generation = (this.#common.generation + 1) & 0xff;
+    if ((this.#status & STATUS.driverOk) !== 0)
+      this.#interrupt(this.#common.configVector, ISR.config);
   }
 
   fail(why: string): void {
     this.#complaints.warn(`${why}; the device needs a reset`);
     if ((this.#status & STATUS.needsReset) !== 0 || this.#status === 0) return;
     this.#status |= STATUS.needsReset;
-    if ((this.#status & STATUS.driverOk) !== 0) this.#interrupt(this.#configVector, ISR.config);
+    if ((this.#status & STATUS.driverOk) !== 0)
+      this.#interrupt(this.#common.configVector, ISR.config);
   }
 
   complain(why: string): void {
@@ -185,10 +186,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     this.#clear();
     this.#status = 0;
     this.#resetting = false;
-    this.#deviceFeatureSelect = 0;
-    this.#driverFeatureSelect = 0;
-    this.#queueSelect = 0;
-    this.#generation = 0;
+    this.#common.reset();
     this.pci.reset();
     this.#busMaster = false;
     this.#device.reset();
@@ -216,15 +214,8 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
       transport: {
         status: this.#status,
         resetting: this.#resetting,
-        deviceFeatureSelect: this.#deviceFeatureSelect,
-        driverFeatureSelect: this.#driverFeatureSelect,
-        driverFeaturesLow: this.#driverFeatures.low,
-        driverFeaturesHigh: this.#driverFeatures.high,
-        configVector: this.#configVector,
-        configGeneration: this.#generation,
-        queueSelect: this.#queueSelect,
+        ...this.#common.save(),
         isr: this.#isr,
-        queueVectors: [...this.#queueVectors],
       },
       queues: this.queues.map((queue) => queue.save()),
       device: this.#device.save(),
@@ -238,21 +229,12 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     this.#rings.drop();
     this.#status = transport.status;
     this.#resetting = transport.resetting;
-    this.#deviceFeatureSelect = transport.deviceFeatureSelect;
-    this.#driverFeatureSelect = transport.driverFeatureSelect;
-    this.#driverFeatures = {
-      low: transport.driverFeaturesLow,
-      high: transport.driverFeaturesHigh,
-    };
+    this.#common.load(transport);
     this.#features = featureSet();
     if ((transport.status & STATUS.featuresOk) !== 0 && !transport.resetting) {
       this.#adoptFeatures();
     }
-    this.#configVector = transport.configVector;
-    this.#generation = transport.configGeneration;
-    this.#queueSelect = transport.queueSelect;
     this.#isr = transport.isr;
-    this.#queueVectors.set(transport.queueVectors);
     for (let i = 0; i < this.queues.length; i++) this.queues[i]!.load(state.queues[i]!);
     this.#device.load(state.device);
     this.pci.load(state.pci);
@@ -267,7 +249,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     const { status, isr, queueVectors, configVector } = transport;
     requireState(queueVectors.length === queues.length, 'a vector per queue');
     for (const vector of [...queueVectors, configVector]) {
-      requireState(this.#validVector(vector) === vector, `vector ${vector}`);
+      requireState(this.#common.validVector(vector) === vector, `vector ${vector}`);
     }
     requireState(isr <= (ISR.queue | ISR.config) && pci.intx === (isr !== 0), 'ISR and INTx agree');
     requireState(!transport.resetting || status !== 0, 'a device at rest is not being reset');
@@ -290,10 +272,6 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     }
     this.#isr |= cause;
     this.pci.setIntx(true);
-  }
-
-  #validVector(vector: number): number {
-    return vector <= this.queues.length ? vector : NO_VECTOR;
   }
 
   // Doorbells.
@@ -327,7 +305,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     const set = value & ~this.#status;
     this.#status |= value & ~(STATUS.featuresOk | STATUS.driverOk | STATUS.needsReset);
     if ((set & STATUS.featuresOk) !== 0) {
-      if (this.#acceptable(this.#driverFeatures)) {
+      if (this.#acceptable(this.#common.driverFeatures)) {
         this.#status |= STATUS.featuresOk;
         this.#adoptFeatures();
       } else {
@@ -359,9 +337,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   #clear(): void {
     for (const queue of this.queues) queue.reset();
     this.#features = featureSet();
-    this.#driverFeatures = featureSet();
-    this.#configVector = NO_VECTOR;
-    this.#queueVectors.fill(NO_VECTOR);
+    this.#common.clear();
     this.#isr = 0;
     this.pci.setIntx(false);
   }
@@ -374,7 +350,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
   }
 
   #adoptFeatures(): void {
-    this.#features = this.#driverFeatures;
+    this.#features = this.#common.driverFeatures;
     const eventIdx = hasFeature(this.#features, FEATURE.eventIdx);
     const indirect = hasFeature(this.#features, FEATURE.indirect);
     for (const queue of this.queues) queue.setFeatures(eventIdx, indirect);
@@ -386,7 +362,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     const at = offset & 0xfff;
     switch (offset - at) {
       case PLACE.common:
-        return at + size <= COMMON.bytes ? this.#commonRead(at, size) : 0;
+        return at + size <= COMMON.bytes ? this.#common.read(at, size) : 0;
       case PLACE.isr:
         return at === 0 ? this.#readIsr() : 0;
       case PLACE.device: {
@@ -404,7 +380,7 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     const at = offset & 0xfff;
     switch (offset - at) {
       case PLACE.common:
-        if (at + size <= COMMON.bytes) this.#commonWrite(at, size, value);
+        if (at + size <= COMMON.bytes && !this.#resetting) this.#common.write(at, size, value);
         break;
       case PLACE.device:
         if (at + size <= this.#device.config.length) this.#device.configWrite?.(at, size, value);
@@ -424,142 +400,19 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     return isr;
   }
 
-  #commonRead(at: number, size: AccessSize): number {
-    const aligned = at & ~3;
-    const shifted = this.#commonWord(aligned) >>> (8 * (at - aligned));
-    return (shifted & sizeMask(size)) >>> 0;
-  }
-
-  /** The aligned dword of the common structure at `at`. */
-  #commonWord(at: number): number {
-    const queue = this.queues[this.#queueSelect];
-    switch (at) {
-      case COMMON.deviceFeatureSelect:
-        return this.#deviceFeatureSelect;
-      case COMMON.deviceFeature:
-        return word(this.#offered, this.#deviceFeatureSelect);
-      case COMMON.driverFeatureSelect:
-        return this.#driverFeatureSelect;
-      case COMMON.driverFeature:
-        return word(this.#driverFeatures, this.#driverFeatureSelect);
-      case COMMON.configVector:
-        return this.#configVector | (this.queues.length << 16);
-      case COMMON.status:
-        return this.#status | (this.#generation << 8) | (this.#queueSelect << 16);
-      case COMMON.queueSize: {
-        // A queue that does not exist has size 0 (4.1.4.3).
-        const vector = this.#queueVectors[this.#queueSelect] ?? NO_VECTOR;
-        return (queue?.size ?? 0) | (vector << 16);
-      }
-      case COMMON.queueEnable:
-        return (queue?.enabled ? 1 : 0) | (queue === undefined ? 0 : this.#queueSelect << 16);
-      case COMMON.queueDesc:
-        return low(queue?.descAddress);
-      case COMMON.queueDesc + 4:
-        return high(queue?.descAddress);
-      case COMMON.queueDriver:
-        return low(queue?.availAddress);
-      case COMMON.queueDriver + 4:
-        return high(queue?.availAddress);
-      case COMMON.queueDevice:
-        return low(queue?.usedAddress);
-      case COMMON.queueDevice + 4:
-        return high(queue?.usedAddress);
-      default:
-        return 0;
-    }
-  }
-
-  #commonWrite(at: number, size: AccessSize, value: number): void {
-    if (this.#resetting) return;
-    const width =
-      at === COMMON.status ? 1 : at >= COMMON.configVector && at < COMMON.queueDesc ? 2 : 4;
-    if (size !== width || at % width !== 0) {
-      this.complain(`write of ${size} bytes to common configuration offset ${at}`);
-      return;
-    }
-    switch (at) {
-      case COMMON.deviceFeatureSelect:
-        this.#deviceFeatureSelect = value;
-        break;
-      case COMMON.driverFeatureSelect:
-        this.#driverFeatureSelect = value;
-        break;
-      case COMMON.driverFeature:
-        this.#chooseFeatures(value);
-        break;
-      case COMMON.configVector:
-        this.#configVector = this.#validVector(value);
-        break;
-      case COMMON.status:
-        this.#writeStatus(value);
-        break;
-      case COMMON.queueSelect:
-        this.#queueSelect = value;
-        break;
-      default:
-        this.#queueWrite(at, value);
-    }
-  }
-
-  #chooseFeatures(value: number): void {
-    if ((this.#status & STATUS.featuresOk) !== 0) {
-      this.complain('features after FEATURES_OK');
-      return;
-    }
-    const { low: lower, high: upper } = this.#driverFeatures;
-    if (this.#driverFeatureSelect === 0) this.#driverFeatures = { low: value, high: upper };
-    else if (this.#driverFeatureSelect === 1) this.#driverFeatures = { low: lower, high: value };
-  }
-
-  #queueWrite(at: number, value: number): void {
-    const queue = this.queues[this.#queueSelect];
-    if (queue === undefined) return;
-    if (at === COMMON.queueVector) {
-      this.#queueVectors[this.#queueSelect] = this.#validVector(value);
-      return;
-    }
-    if (queue.enabled) {
-      this.complain(`queue ${this.#queueSelect} changed while enabled`);
-      return;
-    }
-    switch (at) {
-      case COMMON.queueSize:
-        if (value > 0 && value <= queue.maxSize && (value & (value - 1)) === 0) queue.size = value;
-        else this.complain(`queue size ${value}`);
-        break;
-      case COMMON.queueEnable:
-        if (value === 1) this.#enableQueue(queue);
-        break;
-      case COMMON.queueDesc:
-      case COMMON.queueDesc + 4:
-        queue.descAddress = half(queue.descAddress, at & 4, value);
-        break;
-      case COMMON.queueDriver:
-      case COMMON.queueDriver + 4:
-        queue.availAddress = half(queue.availAddress, at & 4, value);
-        break;
-      case COMMON.queueDevice:
-      case COMMON.queueDevice + 4:
-        queue.usedAddress = half(queue.usedAddress, at & 4, value);
-        break;
-      default:
-    }
-  }
-
-  #enableQueue(queue: VirtQueue): void {
+  #enableQueue(index: number): void {
     if ((this.#status & STATUS.featuresOk) === 0) {
-      this.complain(`queue ${this.#queueSelect} enabled before FEATURES_OK`);
+      this.complain(`queue ${index} enabled before FEATURES_OK`);
       return;
     }
-    const wrong = queue.enable();
+    const wrong = this.queues[index]!.enable();
     if (wrong !== undefined) {
-      this.fail(`queue ${this.#queueSelect}: ${wrong}`);
+      this.fail(`queue ${index}: ${wrong}`);
       return;
     }
     this.#placeDoorbells();
     // A driver may have filled the ring before it enabled it.
-    this.#notify(this.#queueSelect);
+    this.#notify(index);
   }
 
   // Configuration space.
@@ -573,23 +426,4 @@ export class VirtioPciFunction<S> implements Device<VirtioPciState<S>>, VirtioTr
     }
     this.#window.written(offset, size);
   }
-}
-
-function word(set: FeatureSet, select: number): number {
-  return select === 0 ? set.low : select === 1 ? set.high : 0;
-}
-
-function low(address = 0): number {
-  return address % 0x1_0000_0000;
-}
-
-function high(address = 0): number {
-  return Math.floor(address / 0x1_0000_0000);
-}
-
-/** Replaces one half of an address; bits from 52 on are dropped, nothing lives there. */
-function half(address: number, upper: number, value: number): number {
-  return upper === 0
-    ? high(address) * 0x1_0000_0000 + value
-    : (value & ADDRESS_HIGH_MASK) * 0x1_0000_0000 + low(address);
 }
