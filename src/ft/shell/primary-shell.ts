@@ -6,15 +6,13 @@
  * turn, never inside a vCPU's exit, because a checkpoint has to stop the vCPUs.
  */
 import { assert } from '../../base/assert.ts';
-import { messageOf } from '../../base/error.ts';
 import { PAGE_SIZE } from '../../memory/dirty-set.ts';
 import { Primary } from '../core/primary.ts';
 import type { PrimaryEffect, PrimaryPhase } from '../core/primary-types.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
-import { Ahead, harvestAhead, markDirty, NO_AHEAD, Repeats } from './ahead.ts';
 import type { Arbiter } from './arbiter.ts';
-import { Epoch } from './epoch.ts';
+import { Checkpoints } from './checkpoints.ts';
 import { FirstSync } from './first-sync.ts';
 import type { Lease } from './lease.ts';
 import type { LinkOptions } from './link.ts';
@@ -43,11 +41,7 @@ export class PrimaryShell {
   readonly #sender: PageSender;
   readonly #staging = new Staging(STAGING_BLOCKS);
   readonly #timer: { arm(deadlineNs: number): void; cancel(): void; close(): void };
-  readonly #epochs = new Map<number, Epoch>();
-  readonly #harvest: Uint32Array;
-  readonly #repeats: Repeats;
-  /** What is sent ahead of the next capture. */
-  #ahead: Ahead | undefined;
+  readonly #checkpoints: Checkpoints;
   #scheduled = false;
   #running = false;
   #closed = false;
@@ -63,14 +57,6 @@ export class PrimaryShell {
   #arbiterSaid = '';
   #lapsed = false;
   #started = false;
-  #epochCount = 0;
-  #ackedCount = 0;
-  #lastPauseNs = 0;
-  #lastPages = 0;
-  #lastAhead = 0;
-  #lastAgain = 0;
-  #sealedAtNs = new Map<number, number>();
-  #outputDelayNs = 0;
 
   constructor(options: PrimaryShellOptions) {
     this.#o = options;
@@ -87,9 +73,10 @@ export class PrimaryShell {
     );
     this.primary = new Primary(config, outputs.tap);
     const frames = guest.memory.totalBytes / PAGE_SIZE;
-    this.#harvest = new Uint32Array(frames);
-    this.#repeats = new Repeats((guest.memory.ranges.at(-1)?.end ?? 0) / PAGE_SIZE);
     this.#sender = new PageSender(io, Math.min(frames, CACHE_PAGES_MAX));
+    const { disks } = options;
+    const [sender, staging] = [this.#sender, this.#staging];
+    this.#checkpoints = new Checkpoints({ guest, outputs, disks, sender, staging, log });
     const timer = new io.PreciseTimer(() => this.#tick());
     timer.keepAlive(false);
     this.#timer = timer;
@@ -107,7 +94,6 @@ export class PrimaryShell {
         this.#schedule();
       },
     });
-    const { disks } = options;
     if (disks !== undefined) {
       disks.onWait = () => {
         this.primary.tapFull(this.#now());
@@ -256,18 +242,19 @@ export class PrimaryShell {
 
   figures(): PrimaryFigures {
     const { primary } = this;
+    const checkpoints = this.#checkpoints;
     const { policy, intervalNs } = primary.policy.config;
     return {
       phase: primary.phase,
       generation: primary.sender.generation,
-      epochs: this.#epochCount,
-      ackedEpochs: this.#ackedCount,
+      epochs: checkpoints.taken,
+      ackedEpochs: checkpoints.acknowledged,
       inFlight: primary.sender.inFlight,
-      lastPauseNs: this.#lastPauseNs,
-      lastPages: this.#lastPages,
-      lastAhead: this.#lastAhead,
-      lastAgain: this.#lastAgain,
-      outputDelayNs: this.#outputDelayNs,
+      lastPauseNs: checkpoints.lastPauseNs,
+      lastPages: checkpoints.lastPages,
+      lastAhead: checkpoints.lastAhead,
+      lastAgain: checkpoints.lastAgain,
+      outputDelayNs: checkpoints.outputDelayNs,
       heldOutputs: primary.tap.heldCount,
       sentBytes: this.#link.sentBytes,
       disks: this.#o.disks?.figures() ?? [],
@@ -285,8 +272,7 @@ export class PrimaryShell {
     this.#timer.close();
     this.#peers.close();
     this.#link.close();
-    this.#ahead?.stop();
-    for (const epoch of this.#epochs.values()) epoch.dispose();
+    this.#checkpoints.close();
   }
 
   // --- the loop
@@ -353,7 +339,7 @@ export class PrimaryShell {
         this.#capture(e.epoch, e.atomic);
         break;
       case 'encode': {
-        const epoch = this.#epochs.get(e.epoch);
+        const epoch = this.#checkpoints.get(e.epoch);
         assert(epoch !== undefined, 'only a captured epoch is encoded');
         const disks = this.#o.disks;
         disks?.log.beginEncoding(e.epoch);
@@ -373,10 +359,10 @@ export class PrimaryShell {
         break;
       }
       case 'acked':
-        this.#acked(e.epoch, e.id);
+        this.#checkpoints.acked(e.epoch, e.id, this.#now());
         break;
       case 'returned':
-        this.#returned(e.fromEpoch);
+        this.#checkpoints.returned(e.fromEpoch);
         this.#o.log.debug(`checkpoints come back: ${faultSentence(e.code)}`);
         break;
       case 'run':
@@ -497,7 +483,7 @@ export class PrimaryShell {
         memoryBegins: () => {
           if (!this.#logging) guest.setDirtyLog(true);
           this.#logging = true;
-          while (guest.harvest(this.#harvest) === this.#harvest.length);
+          this.#checkpoints.forgetDirty();
         },
         progress: (progress) => events.syncProgress(progress),
         diskProgress: (progress) => events.diskProgress(progress),
@@ -528,19 +514,15 @@ export class PrimaryShell {
   // --- checkpoints
 
   #sendAhead(number: number): void {
-    const { guest } = this.#o;
-    const pages = harvestAhead(guest, this.#harvest);
-    const ahead = new Ahead(number, pages, guest, this.#staging, this.#sender, (chunk) => {
+    this.#checkpoints.sendAhead(number, (chunk) => {
       const taken = this.primary.chunk(number, chunk, this.#now());
       this.#run();
       return taken;
     });
-    this.#ahead = ahead;
-    ahead.run();
   }
 
   #capture(number: number, atomic: boolean): void {
-    const { guest, outputs, log } = this.#o;
+    const { guest } = this.#o;
     const begin = this.#now();
     if (!this.#still) this.#runAfter = guest.running;
     guest.pause();
@@ -548,27 +530,8 @@ export class PrimaryShell {
       if (this.#runAfter && !this.#still) guest.resume();
       return;
     }
-    this.#o.disks?.log.seal(number);
-    const ahead = this.#ahead?.stop() ?? NO_AHEAD;
-    this.#ahead = undefined;
-    const count = guest.harvest(this.#harvest);
-    const pages = this.#harvest.slice(0, count);
-    let epoch: Epoch | undefined;
-    let fits: boolean;
-    try {
-      const { tap } = outputs;
-      const logBytes = new Uint8Array(tap.logBytes);
-      tap.writeLog(logBytes, 0);
-      const container = guest.saveContainer();
-      epoch = new Epoch(number, pages, container, logBytes, this.#staging, guest, ahead);
-      fits = epoch.copyPages();
-    } catch (error) {
-      log.error(`a checkpoint failed: ${messageOf(error)}`);
-      epoch?.dispose();
-      markDirty(guest, pages);
-      markDirty(guest, ahead.pages);
-      this.#sender.forget(ahead.pages, ahead.pages.length);
-      this.#o.disks?.log.returnFrom(number);
+    const taken = this.#checkpoints.take(number);
+    if (taken === undefined) {
       if (!atomic && this.#runAfter) guest.resume();
       this.primary.cancelAhead(number, this.#now());
       this.primary.captureFailed(this.#now());
@@ -576,52 +539,11 @@ export class PrimaryShell {
       this.#link.drop();
       return;
     }
-    this.#epochs.set(number, epoch);
-    this.#still = atomic || !fits;
+    this.#still = atomic || !taken.fits;
     if (!this.#still && this.#runAfter) guest.resume();
     const now = this.#now();
-    // What was sent ahead and has changed since goes again, and not as a difference to what has not committed.
-    const again = this.#repeats.of(ahead.pages, pages);
-    this.#sender.forget(again, again.length);
-    this.#epochCount++;
-    this.#lastPauseNs = now - begin;
-    this.#lastPages = count;
-    this.#lastAhead = ahead.pages.length;
-    this.#lastAgain = again.length;
-    this.#sealedAtNs.set(number, begin);
-    const sentAhead = { pages: ahead.pages.length, again: again.length };
+    const sentAhead = this.#checkpoints.settle(taken, begin, now);
+    const { epoch, count } = taken;
     this.primary.captured(epoch.bytes, count, now - begin, now, this.#still, sentAhead);
-  }
-
-  #acked(number: number, id: number): void {
-    this.#ackedCount++;
-    this.#o.disks?.acked(number, id);
-    this.#epochs.get(number)?.dispose();
-    this.#epochs.delete(number);
-    const sealed = this.#sealedAtNs.get(number);
-    if (sealed !== undefined) this.#outputDelayNs = this.#now() - sealed;
-    this.#sealedAtNs.delete(number);
-  }
-
-  #returned(fromEpoch: number): void {
-    this.#o.disks?.log.returnFrom(fromEpoch);
-    const { guest } = this.#o;
-    if (this.#ahead !== undefined && this.#ahead.epoch >= fromEpoch) {
-      const { pages } = this.#ahead.stop();
-      this.#ahead = undefined;
-      markDirty(guest, pages);
-      this.#sender.forget(pages, pages.length);
-    }
-    for (const [number, epoch] of this.#epochs) {
-      if (number < fromEpoch) continue;
-      const { pages, ahead } = epoch;
-      markDirty(guest, pages);
-      markDirty(guest, ahead.pages);
-      this.#sender.forget(pages, epoch.done);
-      this.#sender.forget(ahead.pages, ahead.pages.length);
-      epoch.dispose();
-      this.#epochs.delete(number);
-      this.#sealedAtNs.delete(number);
-    }
   }
 }
