@@ -122,6 +122,58 @@ describe('copies of disks at a standby', () => {
     await replicas.close();
   });
 
+  it('are as of a whole epoch also when a takeover fails while it puts in place what no journal has', async () => {
+    const { disk, file, replicas } = await make();
+    await replicas.apply(11, [write(0, 1)]);
+    const sound = file.write;
+    file.write = () => Promise.reject(new Error('the journal refuses'));
+    await replicas.apply(12, [write(512, 2), write(1024, 3)]);
+    file.write = sound;
+    disk.disk.fault = (op, at) => (op === BLOCK_OP.write && at === 1024 ? ERRNO.EIO : undefined);
+    await expect(replicas.goLive(4)).rejects.toThrow(/failed/);
+    const image = new CrashDisk(new Power(), disk.disk.content);
+    const record = await ReplicaRecord.open(new CrashFile(new Power(), file.durable), crc);
+    expect(await recoverImages([{ access: image.access, record }])).toBe(12);
+    expect([0, 512, 1024].map((at) => image.disk.content[at])).toEqual([1, 2, 3]);
+    await replicas.close();
+  });
+
+  it('are not complete because an earlier copy was, when another one has begun', async () => {
+    const { file, replicas } = await make();
+    replicas.reset(3, false);
+    const { sync } = file;
+    let marking: () => void = () => {};
+    const marks = new Promise<void>((resolve) => {
+      marking = resolve;
+    });
+    let go: () => void = () => {};
+    const held = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    let syncs = 0;
+    file.sync = async () => {
+      // The first one marks the copy as begun, the second one as complete.
+      if (++syncs === 2) {
+        marking();
+        await held;
+      }
+      await sync.call(file);
+    };
+    const first = replicas.complete(21);
+    await marks;
+    replicas.cutOff();
+    replicas.reset(3, false);
+    expect(replicas.copy(write(0, 9))).toBeUndefined();
+    go();
+    await first;
+    expect(replicas.held).toBeUndefined();
+    const second = replicas.complete(31);
+    expect(second).toBeDefined();
+    expect(await second).toBeUndefined();
+    expect(replicas.held).toEqual({ generation: 3, id: 30 });
+    await replicas.close();
+  });
+
   it('refuse an epoch for which there is no room before it is acknowledged', async () => {
     const room: Room = {
       ensure: (offset) => {

@@ -50,6 +50,14 @@ export interface DiskOps {
   readonly end: number;
 }
 
+/** An epoch that was acknowledged and has not been done as a whole. */
+interface Unapplied {
+  readonly id: number;
+  readonly all: readonly DiskOps[];
+  /** Whether it is in all journals. */
+  journalled: boolean;
+}
+
 /** Who is told. */
 export interface ReplicaEvents {
   /** Stop or go on reading from the connection. */
@@ -82,8 +90,8 @@ export class ReplicaDisks {
   #held: boolean;
   /** The images are those of a primary that was lost; until a copy is complete, or one begins that does not build on that. */
   #returned: ReturnedCopy | undefined;
-  /** Epochs that an image, or a journal, did not take. */
-  #unapplied: DiskOps[] = [];
+  /** Epochs that an image, or a journal, did not take, in order. */
+  #unapplied: Unapplied[] = [];
   /** An epoch is not in all journals, so that none may come behind it: a recovery would do that one alone. */
   #gap = false;
   #closed = false;
@@ -232,6 +240,8 @@ export class ReplicaDisks {
       if (run !== this.#run || this.#failure !== '') return;
       // What transaction `id` itself does comes behind the copy.
       await this.#markAll(IMAGE.replica, id - 1);
+      // Another copy may have begun meanwhile; its job, behind this one, marks the images again.
+      if (run !== this.#run) return;
       this.#voidActivity();
       this.#lastId = id - 1;
       this.#held = true;
@@ -276,41 +286,51 @@ export class ReplicaDisks {
   /** Does what a checked and acknowledged epoch does; resolves when it is durable and in the images, or has failed. */
   apply(id: number, all: readonly DiskOps[]): Promise<void> {
     if (all.length === 0) return this.#chain;
+    const epoch: Unapplied = { id, all, journalled: false };
     return this.#queue(async () => {
-      const parts = (disk: number): Uint8Array[] =>
-        all.filter((o) => o.disk === disk).map((o) => o.bytes.subarray(o.start, o.end));
       try {
         if (this.#gap) throw new Error(this.#failure || 'an epoch before is not in the journal');
         this.#gap = true;
-        const full = [...this.#disks.values()].some(
-          ({ disk, record }) =>
-            !record.fits(parts(disk).reduce((sum, part) => sum + part.length, 0)),
-        );
-        if (full) {
-          // What an image has not taken must stay in its journal.
-          if (this.#failure !== '') throw new Error(this.#failure);
-          for (const { access } of this.#disks.values()) await access.flush();
-          await this.#markAll(IMAGE.replica, this.#lastId);
-        }
-        // Every disk's record, also an empty one, before any image is touched: one epoch for all of them. A failure is told when
-        // none of them is at work any more: what comes behind may write to the same files.
-        const appended = await Promise.allSettled(
-          [...this.#disks.values()].map(({ disk, record }) =>
-            record.append(this.#generation, id, parts(disk)),
-          ),
-        );
-        const refused = appended.find((result) => result.status === 'rejected');
-        if (refused !== undefined) throw refused.reason;
+        await this.#journal(epoch);
         this.#gap = false;
-        for (const ops of all) await this.#perform(ops);
-        for (const { access } of this.#disks.values()) await access.idle();
-        if (this.#failure !== '') throw new Error(this.#failure);
-        this.#lastId = id;
+        await this.#intoImages(epoch);
       } catch (error) {
-        this.#unapplied.push(...all);
+        this.#unapplied.push(epoch);
         this.#fail(messageOf(error));
       }
     }, true);
+  }
+
+  /** Puts an epoch into all journals; those before it are there. */
+  async #journal(epoch: Unapplied): Promise<void> {
+    const parts = (disk: number): Uint8Array[] =>
+      epoch.all.filter((o) => o.disk === disk).map((o) => o.bytes.subarray(o.start, o.end));
+    const full = [...this.#disks.values()].some(
+      ({ disk, record }) => !record.fits(parts(disk).reduce((sum, part) => sum + part.length, 0)),
+    );
+    if (full) {
+      // What an image has not taken must stay in its journal.
+      if (this.#failure !== '') throw new Error(this.#failure);
+      for (const { access } of this.#disks.values()) await access.flush();
+      await this.#markAll(IMAGE.replica, this.#lastId);
+    }
+    // Every disk's record, also an empty one, before any image is touched: one epoch for all of them.
+    // All of them are over before anything else is done to a journal, also where one fails.
+    const appended = await Promise.allSettled(
+      [...this.#disks.values()].map(({ disk, record }) =>
+        record.append(this.#generation, epoch.id, parts(disk)),
+      ),
+    );
+    for (const one of appended) if (one.status === 'rejected') throw one.reason;
+    epoch.journalled = true;
+  }
+
+  /** Does an epoch that all journals have. */
+  async #intoImages({ id, all }: Unapplied): Promise<void> {
+    for (const ops of all) await this.#perform(ops);
+    for (const { access } of this.#disks.values()) await access.idle();
+    if (this.#failure !== '') throw new Error(this.#failure);
+    this.#lastId = id;
   }
 
   /**
@@ -321,14 +341,13 @@ export class ReplicaDisks {
   async goLive(generation: number): Promise<void> {
     await this.#chain;
     if (!this.any) return;
-    const left = this.#unapplied;
     this.#failure = '';
-    for (const ops of left) await this.#perform(ops);
-    for (const { access } of this.#disks.values()) {
-      await access.idle();
-      if (this.#failure !== '') throw new Error(this.#failure);
-      await access.flush();
+    for (const epoch of this.#unapplied) {
+      // Also now: whoever dies half-way leaves images that the next start brings to a whole epoch.
+      if (!epoch.journalled) await this.#journal(epoch);
+      await this.#intoImages(epoch);
     }
+    for (const { access } of this.#disks.values()) await access.flush();
     this.#unapplied = [];
     this.#generation = generation;
     this.#held = false;

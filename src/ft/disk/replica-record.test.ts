@@ -64,6 +64,22 @@ describe('the record beside an image', () => {
     expect((await open(again.file.now)).record.takeRecords()).toEqual([]);
   });
 
+  it('has no record in a lap that was begun in an earlier one and failed', async () => {
+    const { file, record } = await open();
+    await record.setMark(mark);
+    const { sync } = file;
+    file.sync = () => Promise.reject(new Error('the flush fails'));
+    await expect(record.append(3, 8, [new Uint8Array(10)])).rejects.toThrow(/the flush fails/);
+    file.sync = sync;
+    // It is there, and the first record of the next lap would be in its place.
+    await record.setMark({ ...mark, id: 20 });
+    const again = await open(file.now);
+    expect(again.record.takeRecords()).toEqual([]);
+    expect(again.record.lastId).toBe(20);
+    await record.append(3, 21, [new Uint8Array(10)]);
+    expect((await open(file.now)).record.takeRecords().map(({ id }) => id)).toEqual([21]);
+  });
+
   it('has no records unless the image is a copy', async () => {
     const { file, record } = await open();
     await record.setMark(mark);

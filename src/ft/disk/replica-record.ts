@@ -88,6 +88,8 @@ export class ReplicaRecord {
   /** Where the next record goes, and its number. */
   #at = AREA_START;
   #number = 1;
+  /** The highest number that a record was begun with: one that failed may be there all the same, and must not fit a later lap. */
+  #begun = 0;
 
   private constructor(file: LogFile, crc: Crc, areaBytes: number) {
     this.#file = file;
@@ -146,12 +148,14 @@ export class ReplicaRecord {
       bytes[40 + i] = Number.parseInt(mark.vm.slice(2 * i, 2 * i + 2), 16);
     }
     // The number of this lap's first record.
-    write64(bytes, 56, this.#number);
+    const number = Math.max(this.#number, this.#begun + 1);
+    write64(bytes, 56, number);
     writeU32(bytes, MARK_BYTES - 4, this.#crc(bytes, 0, MARK_BYTES - 4, 0));
     await this.#file.write((count % 2) * BLOCK, bytes);
     await this.#file.sync();
     this.#mark = mark;
     this.#markCount = count;
+    this.#number = number;
     this.#at = AREA_START;
   }
 
@@ -237,6 +241,7 @@ export class ReplicaRecord {
     writeU32(bytes, 32, length);
     writeU32(bytes, 36, this.#crc(bytes, RECORD_HEAD, length, 0));
     writeU32(bytes, RECORD_HEAD - 4, this.#crc(bytes, 0, RECORD_HEAD - 4, 0));
+    this.#begun = this.#number;
     await this.#file.write(this.#at, bytes);
     await this.#file.sync();
     this.#number++;
