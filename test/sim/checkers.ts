@@ -3,7 +3,15 @@
  * about every capture, every commit and every output, and says {@link Violation} at the first thing that
  * contradicts a promise.
  */
-import { FRAME, type Ghost } from './guest.ts';
+import {
+  AMBIGUOUS,
+  BLOCKS,
+  blockSignature,
+  FAILED,
+  FRAME,
+  type Ghost,
+  type SimGuest,
+} from './guest.ts';
 
 /** A broken promise. */
 export class Violation extends Error {
@@ -32,6 +40,7 @@ export interface Shower {
 export class Checker {
   /** Truth about captures: by generation and id. */
   readonly #ghosts = new Map<string, Ghost>();
+  readonly #ackedIds = new Set<string>();
   /** Most guest steps that a standby was found to hold, by generation. */
   readonly #heldSteps = new Map<number, number>();
   /** Highest generation that has run. */
@@ -57,6 +66,7 @@ export class Checker {
     if (truth === undefined)
       throw new Violation('R4', `ACK of ${generation}/${id}, never captured`);
     this.#same('R1', `ACK of ${generation}/${id}`, truth, held);
+    if (truth.blocks !== undefined) this.#ackedIds.add(`${generation}/${id}`);
     const before = this.#heldSteps.get(generation) ?? 0;
     this.#heldSteps.set(generation, Math.max(before, truth.steps));
   }
@@ -78,6 +88,35 @@ export class Checker {
     if (equal) return;
     const [a, b] = [JSON.stringify(truth), JSON.stringify(held)];
     throw new Violation(promise, `${what} is not the captured state: ${a} but ${b}`);
+  }
+
+  /** What a host's copies of the disks hold with epoch `id` applied, and nothing behind it. */
+  disks(generation: number, id: number, held: readonly number[], what: string): void {
+    // A first copy has an id of its own, which no epoch was acknowledged under: it is on its way to its first one.
+    if (!this.#ackedIds.has(`${generation}/${id}`)) return;
+    const truth = this.ghost(generation, id)!.blocks!;
+    for (let block = 0; block < BLOCKS; block++) {
+      if (truth[block] === FAILED || truth[block] === held[block]) continue;
+      throw new Violation(
+        'R4',
+        `disks ${what} at ${generation}/${id}: block ${block} has ${held[block]}, not ${truth[block]} as at the capture`,
+      );
+    }
+  }
+
+  /** What the guest was told of its disks and what is on them: `blocks` as in its ghost. */
+  guestKnows(guest: SimGuest, blocks: readonly number[]): void {
+    const { incarnation } = guest;
+    for (let block = 0; block < BLOCKS; block++) {
+      const known = guest.known(block);
+      if (blocks[block] === FAILED || known === AMBIGUOUS) continue;
+      const expected = known === 0 ? 0 : blockSignature(incarnation, block, known);
+      if (blocks[block] === expected) continue;
+      throw new Violation(
+        'R2',
+        `the guest wrote number ${known} to block ${block}, where ${blocks[block]} is instead of ${expected}`,
+      );
+    }
   }
 
   /** A guest starts to run with outputs. */

@@ -34,7 +34,13 @@ const LEASE_FAULTS = [
   'start-elsewhere',
 ] as const;
 
-export type FaultKind = (typeof FAULTS)[number] | (typeof LEASE_FAULTS)[number];
+/** What can befall the storage of a host, where the guest's disks are replicated. */
+const DISK_FAULTS = ['host-disk-slow', 'host-disk-failing', 'host-disk-full', 'kill-host'] as const;
+
+export type FaultKind =
+  | (typeof FAULTS)[number]
+  | (typeof LEASE_FAULTS)[number]
+  | (typeof DISK_FAULTS)[number];
 
 export interface Config {
   readonly policy: PolicyConfig;
@@ -44,6 +50,10 @@ export interface Config {
   readonly primaryGoesOn: boolean;
   /** By policy, without an arbiter: not for guests on a shared disk, so these guests have none. */
   readonly standbyTakesOver: boolean;
+  /** Each host has a copy of the guest's disks; else the disk is shared. */
+  readonly replicated: boolean;
+  /** Whether the guest has any disk. */
+  readonly guestWrites: boolean;
   readonly delay: number;
   readonly tick: number;
   readonly guestStep: number;
@@ -66,11 +76,25 @@ const POLICIES: readonly PolicyName[] = ['kemari', 'periodic', 'adaptive'];
 /** Of seeds with an arbiter, how many have one with leases. */
 const LEASES = 0.5;
 
+/** Of all seeds, in how many the disks are replicated. They take longer. */
+const REPLICATED = 0.1;
+
+/** What a seed is drawn for. */
+export interface Wanted {
+  /** What is looked for is about leases: every seed has an arbiter that gives them, and mostly what befalls that. */
+  readonly onlyLeases: boolean;
+  /** Whether disks are replicated; undefined: as the seed says. */
+  readonly replicated: boolean | undefined;
+}
+
 /**
  * Draws a configuration. Faults are drawn as a subset, so that rare combinations are not drowned by common ones.
- * @param onlyLeases what is looked for is about leases: every seed has an arbiter that gives them, and mostly what befalls that
+ * What came later is drawn from generators of its own, which leaves the draws of older seeds as they were.
  */
-export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Config {
+export function drawConfig(prng: Prng, leasePrng: Prng, diskPrng: Prng, wanted: Wanted): Config {
+  const { onlyLeases } = wanted;
+  const drawn = diskPrng.chance(REPLICATED);
+  const replicated = wanted.replicated ?? drawn;
   const arbiter = prng.chance(0.7) || onlyLeases;
   const primaryGoesOn = prng.chance(arbiter ? 0.85 : 0.5);
   const standbyTakesOver = !arbiter && !primaryGoesOn && prng.chance(0.5);
@@ -81,6 +105,7 @@ export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Co
   } else if (leases) {
     faults.push(...LEASE_FAULTS.filter(() => leasePrng.chance(0.35)));
   }
+  if (replicated) faults.push(...DISK_FAULTS.filter(() => diskPrng.chance(0.5)));
   return {
     policy: {
       ...POLICY_DEFAULTS,
@@ -95,6 +120,8 @@ export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Co
     leases,
     primaryGoesOn,
     standbyTakesOver,
+    replicated,
+    guestWrites: replicated || !standbyTakesOver,
     delay: prng.between(10, 120),
     tick: 150,
     guestStep: prng.between(20, 70),
@@ -103,8 +130,8 @@ export function drawConfig(prng: Prng, leasePrng: Prng, onlyLeases: boolean): Co
     suspect: prng.between(100, 1500),
     tapBytes: prng.pick([256, 300, 1024]),
     tapEntries: prng.pick([4, 8, 40]),
-    frameBytes: 2048,
-    transactionBytes: 8192,
+    frameBytes: replicated ? 6144 : 2048,
+    transactionBytes: replicated ? 32_768 : 8192,
     epochsInFlight: prng.between(1, 4),
     faultEvery: prng.between(500, 4000),
     faults: faults.length > 0 ? faults : ['cut'],

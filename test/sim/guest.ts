@@ -14,14 +14,29 @@ export const FRAME_WORDS = 6;
 export const FRAME_BYTES = FRAME_WORDS * 4;
 /** Requests the card buffers. */
 const RX_MAX = 4;
-const SLOTS = 4;
+export const SLOTS = 4;
 const WORDS = PAGE_BYTES / 4;
+
+/** Replicated disks: how many, and blocks of each; a block of the guest is a number over all of them. */
+export const DISKS = 2;
+export const DISK_BLOCKS = 8;
+export const BLOCKS = DISKS * DISK_BLOCKS;
+export const BLOCK_BYTES = 512;
+/** Blocks from here on belong to requests of the client, those before to the guest's other business. */
+const JOB_BLOCK = 12;
+/** The block of request `n`. */
+export const blockOfRequest = (n: number): number =>
+  JOB_BLOCK + (Math.floor(n / 2) % (BLOCKS - JOB_BLOCK));
+/** What the guest knows of a block besides the number of its last write: nothing, after writes that overlapped, */
+export const AMBIGUOUS = 0xffff_fffe;
+/** or not even that both hosts have the same, after one that failed. */
+export const FAILED = 0xffff_ffff;
 
 /** First word of a frame. */
 export const FRAME = { reply: 1, beacon: 2, lost: 3 } as const;
 
 /** Operation of a disk slot. */
-export const SLOT_OP = { none: 0, write: 1, flush: 2 } as const;
+export const SLOT_OP = { none: 0, write: 1, flush: 2, discard: 3, zeroes: 4 } as const;
 
 // Words of page 0.
 const W_COUNTER = 0;
@@ -31,11 +46,17 @@ const W_JOB = 3;
 const W_JOB_SLOT = 4;
 const W_INCARNATION = 5;
 const W_AVAIL = 6;
+const W_SERIAL = 7;
 // Page 1: four slots of {op, sector, value, done}.
 const W_SLOTS = WORDS;
 const SCRATCH_PAGE = 2;
+// With replicated disks, page 2: the last write of each block.
+const W_BLOCKS = 2 * WORDS;
 
-const JOB = { idle: 0, writing: 1, flushing: 2 } as const;
+/** In a slot's second word: another request in flight overlaps it. */
+const OVERLAPS = 0x1_0000;
+
+const JOB = { idle: 0, writing: 1, flushing: 2, wantsWrite: 3, wantsFlush: 4 } as const;
 
 /** What a running guest does to the outside. */
 export interface GuestDevices {
@@ -53,6 +74,11 @@ export function mix(a: number, b: number): number {
   return (h ^ (h >>> 16)) >>> 0;
 }
 
+/** What a block holds after write number `serial`, in one word; never 0. */
+export function blockSignature(incarnation: number, block: number, serial: number): number {
+  return (mix(mix(incarnation, block), serial) | 1) >>> 0;
+}
+
 /** Everything about a guest, copied: what a checkpoint should hold. */
 export interface Ghost {
   readonly steps: number;
@@ -60,6 +86,8 @@ export interface Ghost {
   readonly regs: readonly number[];
   readonly nic: readonly number[];
   readonly disk: readonly number[];
+  /** Replicated disks: the number of the last write to each block as the image has it, {@link FAILED} where that may differ. */
+  readonly blocks?: readonly number[];
 }
 
 export class SimGuest {
@@ -76,10 +104,17 @@ export class SimGuest {
   lastAvail = 0;
   #devices: GuestDevices | undefined;
   readonly #writes: boolean;
+  readonly #replicated: boolean;
+  readonly #scratchPage: number;
 
-  /** @param writes whether every second request is answered only after a write and a flush */
-  constructor(writes: boolean) {
+  /**
+   * @param writes whether every second request is answered only after a write and a flush
+   * @param replicated whether the disks are replicated: then there are several, and the guest is busy on them
+   */
+  constructor(writes: boolean, replicated = false) {
     this.#writes = writes;
+    this.#replicated = replicated;
+    this.#scratchPage = replicated ? SCRATCH_PAGE + 1 : SCRATCH_PAGE;
   }
 
   attach(devices: GuestDevices): void {
@@ -124,8 +159,10 @@ export class SimGuest {
     const acc = mix(this.regs[1]!, entropy);
     this.regs[1] = acc;
     // Some scratch memory changes every turn, sometimes to zero.
-    const word = SCRATCH_PAGE * WORDS + (acc % ((PAGES - SCRATCH_PAGE) * WORDS));
+    const scratch = this.#scratchPage;
+    const word = scratch * WORDS + (acc % ((PAGES - scratch) * WORDS));
     this.#set(word, acc & 0x10000 ? acc : 0);
+    if (this.#replicated && acc % 3 !== 0) this.#scribble(mix(acc, 1));
     const job = this.words[W_JOB]!;
     if (job !== JOB.idle) this.#work(job);
     else if (this.rx.length > 0) this.#request(this.rx.shift()!, acc);
@@ -151,6 +188,9 @@ export class SimGuest {
   }
 
   #work(job: number): void {
+    if (job === JOB.wantsWrite) this.#submit(JOB.writing, SLOT_OP.write);
+    else if (job === JOB.wantsFlush) this.#submit(JOB.flushing, SLOT_OP.flush);
+    if (job !== JOB.writing && job !== JOB.flushing) return;
     const slot = this.words[W_JOB_SLOT]!;
     const done = this.words[W_SLOTS + slot * 4 + 3]!;
     if (done === 0) return;
@@ -164,6 +204,14 @@ export class SimGuest {
   }
 
   #submit(job: number, op: number): void {
+    if (this.#replicated) {
+      const block = blockOfRequest(this.words[W_COUNTER]!);
+      const slot = this.#makeAvailable(op, block, op === SLOT_OP.write ? 1 : 0);
+      const wants = op === SLOT_OP.write ? JOB.wantsWrite : JOB.wantsFlush;
+      this.#set(W_JOB, slot < 0 ? wants : job);
+      if (slot >= 0) this.#set(W_JOB_SLOT, slot);
+      return;
+    }
     const avail = this.words[W_AVAIL]!;
     const slot = avail % SLOTS;
     const at = W_SLOTS + slot * 4;
@@ -175,6 +223,103 @@ export class SimGuest {
     this.#set(W_JOB, job);
     this.#set(W_JOB_SLOT, slot);
     this.#kickDisk();
+  }
+
+  /** Some write, discard or flush, now and then over one in flight. */
+  #scribble(acc: number): void {
+    // The slot of the client's request is looked at when the guest comes to it.
+    if (
+      this.words[W_JOB]! !== JOB.idle &&
+      this.words[W_AVAIL]! % SLOTS === this.words[W_JOB_SLOT]
+    ) {
+      return;
+    }
+    const kind = acc & 15;
+    const op =
+      kind === 0
+        ? SLOT_OP.flush
+        : kind === 1
+          ? SLOT_OP.discard
+          : kind === 2
+            ? SLOT_OP.zeroes
+            : SLOT_OP.write;
+    if (op === SLOT_OP.flush) {
+      this.#makeAvailable(op, (acc >>> 5) % BLOCKS, 0);
+      return;
+    }
+    // Half of them on few blocks, so that an epoch writes the same ones again.
+    const block = acc & 16 ? (acc >>> 5) % 3 : (acc >>> 5) % JOB_BLOCK;
+    const end = block < DISK_BLOCKS ? DISK_BLOCKS : JOB_BLOCK;
+    const count = Math.min(1 + ((acc >>> 12) % 3), end - block);
+    if (this.#overlapping(block, count) && acc >>> 30 !== 0) return;
+    this.#makeAvailable(op, block, count);
+  }
+
+  #overlapping(block: number, count: number): boolean {
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (!this.isPending(slot)) continue;
+      const { first, end } = this.rangeOf(slot);
+      if (block < end && first < block + count) return true;
+    }
+    return false;
+  }
+
+  /** Whether the guest waits for the request in `slot`. */
+  isPending(slot: number): boolean {
+    const at = W_SLOTS + slot * 4;
+    return this.words[at] !== SLOT_OP.none && this.words[at + 3] === 0;
+  }
+
+  /** Blocks of the request in `slot`. */
+  rangeOf(slot: number): { readonly first: number; readonly end: number } {
+    const word = this.words[W_SLOTS + slot * 4 + 1]!;
+    const first = word & 0xff;
+    return { first, end: first + ((word >>> 8) & 0xff) };
+  }
+
+  /** The number of the last write to `block`, or what else the guest knows of it. */
+  known(block: number): number {
+    return this.words[W_BLOCKS + block]!;
+  }
+
+  /** Makes a request available, if the next slot is free. @returns the slot, or -1 */
+  #makeAvailable(op: number, block: number, count: number): number {
+    const avail = this.words[W_AVAIL]!;
+    const slot = avail % SLOTS;
+    if (this.isPending(slot)) return -1;
+    const at = W_SLOTS + slot * 4;
+    let over = 0;
+    for (let other = 0; other < SLOTS; other++) {
+      if (!this.isPending(other)) continue;
+      const { first, end } = this.rangeOf(other);
+      if (block >= end || first >= block + count) continue;
+      over = OVERLAPS;
+      const word = W_SLOTS + other * 4 + 1;
+      this.#set(word, this.words[word]! | OVERLAPS);
+    }
+    const serial = this.words[W_SERIAL]! + 1;
+    this.#set(W_SERIAL, serial);
+    this.#set(at, op);
+    this.#set(at + 1, block | (count << 8) | over);
+    this.#set(at + 2, serial);
+    this.#set(at + 3, 0);
+    this.#set(W_AVAIL, avail + 1);
+    this.#kickDisk();
+    return slot;
+  }
+
+  /** What a completed request has made of its blocks. */
+  #learn(slot: number, ok: boolean): void {
+    const at = W_SLOTS + slot * 4;
+    const op = this.words[at]!;
+    if (op === SLOT_OP.flush) return;
+    const { first, end } = this.rangeOf(slot);
+    let now: number;
+    if (!ok) now = FAILED;
+    // A discard is a hint: what is there then is all the same to the guest.
+    else if ((this.words[at + 1]! & OVERLAPS) !== 0 || op === SLOT_OP.discard) now = AMBIGUOUS;
+    else now = op === SLOT_OP.write ? this.words[at + 2]! : 0;
+    for (let block = first; block < end; block++) this.#set(W_BLOCKS + block, now);
   }
 
   /** The disk pops what the guest made available. */
@@ -198,6 +343,7 @@ export class SimGuest {
     const index = this.inFlight.indexOf(slot);
     if (index < 0) return;
     this.inFlight.splice(index, 1);
+    if (this.#replicated) this.#learn(slot, ok);
     this.#set(W_SLOTS + slot * 4 + 3, ok ? 1 : 2);
   }
 

@@ -1,18 +1,19 @@
 /**
  * The simulator's command line: `--seed N` (one seed, or the first of several), `--runs M`, `--planted NAME`,
- * `--trace` (what happened, line by line). Exit status 1 when a promise was broken; with `--planted` 1 when the
+ * `--disks shared|replicated` (on all seeds; else as each says), `--trace` (what happened, line by line). Exit status 1 when a promise was broken; with `--planted` 1 when the
  * bug was not found.
  */
 import { parseArgs } from 'node:util';
 import { PLANTED, type Planted } from './planted.ts';
 import { repeatCommand, runSeed } from './run.ts';
 
-function main(): number {
+async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       seed: { type: 'string' },
       runs: { type: 'string' },
       planted: { type: 'string' },
+      disks: { type: 'string' },
       trace: { type: 'boolean', default: false },
     },
   });
@@ -29,13 +30,19 @@ function main(): number {
     console.error('--seed and --runs take whole numbers.');
     return 2;
   }
+  const { disks } = values;
+  if (disks !== undefined && disks !== 'shared' && disks !== 'replicated') {
+    console.error('--disks takes shared or replicated.');
+    return 2;
+  }
+  const replicated = disks === undefined ? undefined : disks === 'replicated';
   const started = performance.now();
   const cpu = process.cpuUsage();
   const sum = { outputs: 0, answered: 0, repeated: 0, takeovers: 0, coldStarts: 0, faults: 0 };
   for (let i = 0; i < runs; i++) {
     const seed = first + i;
     const trace: string[] | undefined = values.trace ? [] : undefined;
-    const { failure, tally } = runSeed(seed, planted, trace);
+    const { failure, tally } = await runSeed(seed, { bug: planted, trace, replicated });
     if (trace !== undefined) console.log(trace.join('\n'));
     if (failure !== undefined) {
       if (planted !== undefined) {
@@ -44,7 +51,7 @@ function main(): number {
         return 0;
       }
       console.error(`Seed ${seed}: ${failure}`);
-      console.error(`Again: ${repeatCommand(seed)}`);
+      console.error(`Again: ${repeatCommand(seed, undefined, disks)}`);
       return 1;
     }
     for (const key of Object.keys(sum) as (keyof typeof sum)[]) sum[key] += tally![key];
@@ -67,4 +74,4 @@ function main(): number {
   return 0;
 }
 
-process.exitCode = main();
+process.exitCode = await main();

@@ -73,6 +73,26 @@ export const PLANTED = {
   'ahead-base-kept': 100,
   /** Parts of a transaction that was cancelled stay staged. */
   'cancelled-parts-kept': 100,
+  /** A standby's images get what a transaction does to them as its parts arrive. */
+  'disk-apply-before-commit': 30,
+  /** The images are not flushed when the first copy is complete, before its ACK. */
+  'disk-copy-not-flushed': 100,
+  /** The journal begins a new lap before what it held is flushed in the image. */
+  'disk-lap-not-flushed': 100,
+  /** The journal has no data. */
+  'disk-epoch-not-journalled': 100,
+  /** A recovery does half of the last epoch. */
+  'disk-half-epoch-recovered': 30,
+  /** With several disks a recovery does what each journal has, also where another has less. */
+  'disk-journals-apart': 300,
+  /** An epoch's writes are done in the order from last to first. */
+  'disk-writes-reordered': 100,
+  /** The first copy is called complete while memory has been copied and the disks' rest has not. */
+  'disk-copy-cut-short': 30,
+  /** The copy of a standby that comes back is taken for one of this run, whatever generation it is of. */
+  'disk-old-copy-believed': 100,
+  /** Disk writes of epochs that did not commit are not sent again. */
+  'disk-returned-writes-lost': 100,
 } as const;
 
 /** Name of a planted bug. */
@@ -86,6 +106,11 @@ export const LEASE_BUGS: readonly Planted[] = [
   'lease-cut-short',
   'lease-checked-too-early',
 ];
+
+/** Those that are about replicated disks. */
+export const DISK_BUGS = (Object.keys(PLANTED) as Planted[]).filter((bug) =>
+  bug.startsWith('disk-'),
+);
 
 /** A planted revision that fits every other. */
 export const ANY_REVISION = -1;

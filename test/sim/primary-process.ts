@@ -8,6 +8,7 @@ import { EventTap, HELD_BLOCK, type TapSink } from '../../src/ft/core/event-tap.
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Primary } from '../../src/ft/core/primary.ts';
 import type { PrimaryEffect } from '../../src/ft/core/primary-types.ts';
+import type { HeldCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
 import { PAGE_RECORD_BYTES, PAGES_VERSION, PageEncoder } from '../../src/ft/wire/page-stream.ts';
@@ -28,6 +29,7 @@ import type { LeaseClient, LeaseUser } from './lease-store.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser, DiskUser } from './outside.ts';
 import { makePrimary } from './planted.ts';
+import { blocksOf, type DiskOwner, PrimaryDisks } from './primary-disks.ts';
 import { frameBytes, SimProcess } from './process.ts';
 import type { World } from './world.ts';
 
@@ -74,12 +76,14 @@ function section(type: number, instance: number, body: Uint8Array, version = 1):
 
 export class PrimaryProcess
   extends SimProcess
-  implements ArbiterUser, DiskUser, LeaseUser, TapSink, GuestDevices
+  implements ArbiterUser, DiskUser, LeaseUser, TapSink, GuestDevices, DiskOwner
 {
   readonly guest: SimGuest;
   readonly tap: EventTap;
   readonly machine: Primary;
   readonly generation: number;
+  /** Where the guest's disks are replicated. */
+  readonly #disks: PrimaryDisks | undefined;
   /** Where the arbiter gives leases. */
   readonly client: LeaseClient | undefined;
   /** Outputs that were released after the lease's end. */
@@ -115,6 +119,7 @@ export class PrimaryProcess
     this.generation = generation;
     this.guest = guest;
     guest.attach(this);
+    if (world.config.replicated) this.#disks = new PrimaryDisks(this, guest, this);
     const { tapBytes, tapEntries } = world.config;
     const factor = world.bug === 'unbounded-log' ? 50 : 1;
     const tapConfig = {
@@ -200,6 +205,10 @@ export class PrimaryProcess
   }
 
   disk(slot: number, op: number, sector: number, value: number, step: number): boolean {
+    if (this.#disks !== undefined) {
+      this.#disks.submit(slot, op, value);
+      return true;
+    }
     this.#requests[slot] = { op, sector, value, step };
     if (!this.tap.holding) {
       this.#submit(slot);
@@ -270,6 +279,49 @@ export class PrimaryProcess
     });
   }
 
+  // --- replicated disks
+
+  done(slot: number, ok: boolean): void {
+    if (this.#stopped) this.#doneWhileStopped.push([slot, ok]);
+    else this.#complete(slot, ok);
+  }
+
+  waits(): void {
+    this.machine.tapFull(this.now);
+  }
+
+  wanted(sync: number): boolean {
+    return this.alive && this.#sync === sync && this.machine.sender.state === 'sync';
+  }
+
+  copied(sync: number, payload: Uint8Array): void {
+    this.post(0, () => {
+      if (this.wanted(sync)) this.#syncFrame(payload);
+    });
+  }
+
+  unreadable(sync: number): void {
+    this.post(0, () => {
+      if (!this.wanted(sync)) return;
+      this.hangUp();
+      this.machine.disconnected(this.now);
+    });
+  }
+
+  /** The guest goes on without the standby. */
+  #alone(): void {
+    if (this.#disks === undefined) return;
+    this.#disks.disks.forget();
+    // What is written from here on is only marked, so no standby can go on from what it holds.
+    if (this.machine.sender.state !== 'sync') this.machine.sender.forceFull();
+  }
+
+  #syncFrame(payload: Uint8Array): void {
+    const chunk = this.#nextChunk++;
+    this.#chunks.set(chunk, payload);
+    this.machine.syncChunk(chunk, this.now);
+  }
+
   /** Whether the slot went through the tap (and not past it while nothing was held). */
   #released(slot: number): boolean {
     return this.tap.isReleased(0, slot);
@@ -285,16 +337,22 @@ export class PrimaryProcess
   // --- the connection
 
   /** The connection that this end asked for is up. */
-  established(connection: Connection): void {
+  established(connection: Connection, held: HeldCopy | undefined): void {
     this.handle(() => {
       if (this.over || this.connection !== undefined) {
         connection.close(this);
         return;
       }
       this.connection = connection;
+      this.#disks?.introduced(held);
       this.#decoder = new Decoder({
         admit: () => 0,
-        message: (m) => this.machine.message(m, this.now),
+        message: (m) => {
+          if (m.cmd === 'HEARTBEAT' && m.generation === this.machine.sender.generation) {
+            this.#disks?.disks.confirmed(m.appliedId);
+          }
+          this.machine.message(m, this.now);
+        },
         fault: (f) => this.machine.decodeFault(f, this.now),
       });
       this.machine.connected(this.now);
@@ -385,6 +443,7 @@ export class PrimaryProcess
         this.#encode(e.epoch);
         break;
       case 'acked':
+        this.#disks?.disks.acked(e.epoch, e.id);
         for (const epoch of this.#staging.keys()) if (epoch <= e.epoch) this.#staging.delete(epoch);
         break;
       case 'returned':
@@ -392,6 +451,10 @@ export class PrimaryProcess
         break;
       case 'run':
         this.#run();
+        break;
+      case 'refused':
+        // It may have been mended meanwhile.
+        if (this.#disks !== undefined) this.post(1500, () => this.machine.protect(this.now));
         break;
       case 'fence':
         this.#stopped = true;
@@ -409,6 +472,7 @@ export class PrimaryProcess
         else this.client.request(e.ticket, e.request);
         break;
       case 'phase':
+        if (e.phase === 'alone') this.#alone();
         this.world.note(this, e.phase);
         break;
       default:
@@ -435,10 +499,32 @@ export class PrimaryProcess
   #startSync(): void {
     this.#encoder.clear();
     const sync = ++this.#sync;
+    if (this.#disks === undefined) {
+      this.#copyMemory(sync, () => this.machine.synchronised(this.now));
+      return;
+    }
+    const memory = (): Promise<void> =>
+      new Promise((resolve) => {
+        this.post(0, () =>
+          this.#copyMemory(sync, () => {
+            this.world.schedule.unsettled = true;
+            resolve();
+          }),
+        );
+      });
+    void this.#disks.copy(sync, this.generation, memory, () => {
+      this.post(0, () => {
+        if (this.wanted(sync)) this.machine.synchronised(this.now);
+      });
+    });
+  }
+
+  /** All pages while the guest runs, and once more what it wrote meanwhile. */
+  #copyMemory(sync: number, copied: () => void): void {
     let page = 0;
     let rounds = 0;
     const next = (): void => {
-      if (this.#sync !== sync || this.machine.sender.state !== 'sync') return;
+      if (!this.wanted(sync)) return;
       if (page < PAGES) {
         const pages: StagedPage[] = [];
         for (const end = Math.min(PAGES, page + 6); page < end; page++) {
@@ -446,12 +532,10 @@ export class PrimaryProcess
           this.guest.dirty[page] = 0;
           pages.push({ page, content: this.#page(page) });
         }
-        const chunk = this.#nextChunk++;
-        this.#chunks.set(chunk, this.#pagesSection(pages));
-        this.machine.syncChunk(chunk, this.now);
+        this.#syncFrame(this.#pagesSection(pages));
       } else if (rounds++ < 1) page = 0;
       else {
-        this.machine.synchronised(this.now);
+        copied();
         return;
       }
       this.post(5 + this.world.prng.below(40), next);
@@ -480,6 +564,7 @@ export class PrimaryProcess
       return;
     }
     const { guest, world } = this;
+    this.#disks?.disks.log.seal(epoch);
     const ahead = this.#ahead;
     this.#ahead = undefined;
     for (const page of ahead?.todo ?? []) guest.dirty[page] = 1;
@@ -510,7 +595,11 @@ export class PrimaryProcess
     ];
     const id = this.machine.sender.nextId;
     // The truth is what the guest was; a capture that drops part of it is judged by what it claims to hold.
-    const truth = guest.ghost();
+    const truth: Ghost =
+      this.#disks === undefined
+        ? guest.ghost()
+        : { ...guest.ghost(), blocks: blocksOf(this, guest) };
+    if (truth.blocks !== undefined) world.checker.guestKnows(guest, truth.blocks);
     const ghost = world.bug === 'drop-in-flight' ? { ...truth, disk: disk.slice(0, 1) } : truth;
     this.#staging.set(epoch, { epoch, id, pages, ahead, sections, ghost });
     const bytes = pages.length * PAGE_BYTES;
@@ -537,6 +626,7 @@ export class PrimaryProcess
     const chunks = [
       ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(p)),
       concat(staging.sections),
+      ...(this.#disks?.sections(epoch) ?? []),
     ];
     const { frames = 0, sent = [] } = staging.ahead ?? {};
     let { crc = 0, bytes = 0 } = staging.ahead ?? {};
@@ -546,6 +636,7 @@ export class PrimaryProcess
     }
     const manifest = {
       frames: frames + chunks.length,
+      // Each chunk is one section, but for the one with all states.
       sections: frames + chunks.length - 1 + staging.sections.length,
       bytes,
       pages: sent.length + staging.pages.length,
@@ -593,7 +684,10 @@ export class PrimaryProcess
     const next = (): void => {
       if (this.#ahead !== ahead || todo.length === 0) return;
       if (prng.chance(0.05)) {
-        this.machine.cancelAhead(epoch, this.now);
+        const cancel = (): void => this.machine.cancelAhead(epoch, this.now);
+        // Not inside an effect, behind which a capture of the same epoch may wait.
+        if (this.#disks === undefined) cancel();
+        else this.post(0, cancel);
         return;
       }
       const pages = todo
@@ -614,6 +708,9 @@ export class PrimaryProcess
   }
 
   #returned(fromEpoch: number): void {
+    if (this.world.bug !== 'disk-returned-writes-lost') {
+      this.#disks?.disks.log.returnFrom(fromEpoch);
+    }
     if (this.#ahead !== undefined && this.#ahead.epoch >= fromEpoch) {
       this.#giveBack(this.#ahead.sent);
       for (const page of this.#ahead.todo) this.guest.dirty[page] = 1;

@@ -1,10 +1,11 @@
 /** What every simulated process has: a life, a clock that runs a little wrong, and the chance to be stopped. */
+import type { HeldCopy } from '../../src/ft/disk/storage.ts';
 import { encodeMessage } from '../../src/ft/wire/codec.ts';
 import type { Message } from '../../src/ft/wire/message.ts';
 import type { Connection, Endpoint } from './network.ts';
 import type { World } from './world.ts';
 
-const scratch = new Uint8Array(8192);
+const scratch = new Uint8Array(16_384);
 
 /** The bytes of a frame, of its own. */
 export function frameBytes(message: Message): Uint8Array {
@@ -34,6 +35,16 @@ export abstract class SimProcess implements Endpoint {
   }
 
   abstract readonly name: string;
+
+  /** Whether it takes connections yet. */
+  get listens(): boolean {
+    return true;
+  }
+
+  /** What its copies of the guest's disks hold, as a primary is told that connects. */
+  get held(): HeldCopy | undefined {
+    return undefined;
+  }
 
   /** This process's own monotonic clock. */
   get now(): number {

@@ -1,7 +1,7 @@
 /** One seed, from its first draw to its verdict. */
 import { Violation } from './checkers.ts';
 import type { Planted } from './planted.ts';
-import { type Tally, World } from './world.ts';
+import { type RunOptions, type Tally, World } from './world.ts';
 
 /** The verdict about a seed. */
 export interface Verdict {
@@ -11,11 +11,11 @@ export interface Verdict {
   readonly failure: string | undefined;
 }
 
-/** Runs `seed`, with a planted bug if asked; `trace` collects what happened. */
-export function runSeed(seed: number, bug?: Planted, trace?: string[]): Verdict {
-  const world = new World(seed, bug, trace);
+/** Runs `seed`. */
+export async function runSeed(seed: number, options: RunOptions = {}): Promise<Verdict> {
+  const world = new World(seed, options);
   try {
-    return { seed, tally: world.run(), failure: undefined };
+    return { seed, tally: await world.run(), failure: undefined };
   } catch (error) {
     if (error instanceof Violation) return { seed, tally: world.tally, failure: error.message };
     // An assertion of the code under test is a finding too.
@@ -25,6 +25,7 @@ export function runSeed(seed: number, bug?: Planted, trace?: string[]): Verdict 
 }
 
 /** The command that runs `seed` again. */
-export function repeatCommand(seed: number, bug?: Planted): string {
-  return `npm run sim -- --seed ${seed}${bug === undefined ? '' : ` --planted ${bug}`} --trace`;
+export function repeatCommand(seed: number, bug?: Planted, disks?: string): string {
+  const planted = bug === undefined ? '' : ` --planted ${bug}`;
+  return `npm run sim -- --seed ${seed}${planted}${disks === undefined ? '' : ` --disks ${disks}`} --trace`;
 }

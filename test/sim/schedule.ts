@@ -8,6 +8,8 @@ interface Entry {
 
 export class Schedule {
   now = 0;
+  /** Promises have settled: what waits for them has to run before anything else happens. */
+  unsettled = false;
   readonly #heap: Entry[] = [];
   #order = 0;
 
@@ -26,15 +28,23 @@ export class Schedule {
     heap[i] = entry;
   }
 
-  /** Runs what is due until `end`, or until `stop` says so. */
-  runUntil(end: number, stop: () => boolean): void {
+  /**
+   * Runs what is due until `end`, or until `stop` says so.
+   * @returns false when it has to be called again, as soon as all promises have been heard
+   */
+  runUntil(end: number, stop: () => boolean): boolean {
     while (this.#heap.length > 0 && this.#heap[0]!.at <= end) {
       const entry = this.#pop();
       this.now = entry.at;
       entry.run();
-      if (stop()) return;
+      if (stop()) return true;
+      if (this.unsettled) {
+        this.unsettled = false;
+        return false;
+      }
     }
     this.now = end;
+    return true;
   }
 
   #pop(): Entry {

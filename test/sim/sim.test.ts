@@ -8,37 +8,50 @@ const CORPUS = [
   28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720,
 ];
 
+/** Of seeds with replicated disks. */
+const DISK_CORPUS = [22, 69, 134, 486, 1213, 2348, 10559, 10794, 11577, 20048, 20831];
+
 /** Fresh seeds of every test run. */
 const FRESH = 150;
 
 describe('simulation', () => {
-  it('keeps the promises on the corpus', () => {
+  it('keeps the promises on the corpus', async () => {
     for (const seed of CORPUS) {
-      const { failure } = runSeed(seed);
+      const { failure } = await runSeed(seed, { replicated: false });
       expect(failure, repeatCommand(seed)).toBeUndefined();
     }
   });
 
-  it('keeps the promises on fresh seeds', () => {
+  it('keeps the promises on the corpus of replicated disks', async () => {
+    for (const seed of DISK_CORPUS) {
+      const { failure } = await runSeed(seed, { replicated: true });
+      expect(failure, repeatCommand(seed, undefined, 'replicated')).toBeUndefined();
+    }
+  });
+
+  it('keeps the promises on fresh seeds', async () => {
     const first = Math.floor(Math.random() * 2 ** 40);
     console.log(`simulation: fresh seeds from ${first}`);
     let outputs = 0;
     for (let seed = first; seed < first + FRESH; seed++) {
-      const { failure, tally } = runSeed(seed);
+      const { failure, tally } = await runSeed(seed);
       expect(failure, repeatCommand(seed)).toBeUndefined();
       outputs += tally!.outputs;
     }
     expect(outputs).toBeGreaterThan(FRESH);
   });
 
-  it('does the same again for the same seed', () => {
-    for (const seed of [3, 4, 5]) expect(runSeed(seed).tally).toEqual(runSeed(seed).tally);
+  it('does the same again for the same seed', async () => {
+    for (const seed of [3, 4, 5]) {
+      const { tally } = await runSeed(seed);
+      expect((await runSeed(seed)).tally).toEqual(tally);
+    }
   });
 
-  it('takes over, loses guests to double failures only, and repeats frames', () => {
+  it('takes over, loses guests to double failures only, and repeats frames', async () => {
     const sum = { takeovers: 0, repeated: 0, answered: 0 };
     for (let seed = 100; seed < 140; seed++) {
-      const { tally } = runSeed(seed);
+      const { tally } = await runSeed(seed);
       sum.takeovers += tally!.takeovers;
       sum.repeated += tally!.repeated;
       sum.answered += tally!.answered;
@@ -52,10 +65,10 @@ describe('simulation', () => {
 describe('planted bugs', { timeout: 60_000 }, () => {
   it.each(Object.entries(PLANTED) as [Planted, number][])(
     'finds %s within %i seeds',
-    (bug, max) => {
+    async (bug, max) => {
       let found: string | undefined;
       for (let seed = 1; seed <= max && found === undefined; seed++) {
-        found = runSeed(seed, bug).failure;
+        found = (await runSeed(seed, { bug })).failure;
       }
       expect(found, `${bug} was not found in ${max} seeds`).toBeDefined();
     },

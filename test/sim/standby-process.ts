@@ -6,20 +6,27 @@ import { crc32c } from '../../src/base/crc32c.ts';
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Standby, StandbyEffect } from '../../src/ft/core/standby.ts';
 import { TapReplay } from '../../src/ft/core/tap-replay.ts';
+import type { DiskOps, ReplicaDisks } from '../../src/ft/disk/replica-disks.ts';
+import type { HeldCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
+import { DISK_OPS_VERSION } from '../../src/ft/wire/disk-ops.ts';
 import { FAULT, type Fault, type FaultCode, fault } from '../../src/ft/wire/fault.ts';
 import { describeMessage, type Manifest, type Message } from '../../src/ft/wire/message.ts';
 import { decodePages, PAGE_ERROR, PAGES_VERSION } from '../../src/ft/wire/page-stream.ts';
 import { SectionReader } from '../../src/ft/wire/sections.ts';
 import { SECTION } from '../../src/ft/wire/spec.ts';
+import { Violation } from './checkers.ts';
 import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
 import { LeaseClient, type LeaseUser } from './lease-store.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser } from './outside.ts';
 import { makeStandby } from './planted.ts';
+import { reversed } from './planted-disks.ts';
+import { blocksOf } from './primary-disks.ts';
 import { PrimaryProcess } from './primary-process.ts';
 import { frameBytes, SimProcess } from './process.ts';
 import { ProtocolMonitor } from './protocol-monitor.ts';
+import { imagesOf, openReplicas } from './standby-disks.ts';
 import type { World } from './world.ts';
 
 /** A transaction as staged, and what it decodes to. */
@@ -31,6 +38,7 @@ interface Transaction {
   nic: number[];
   disk: number[];
   log: Uint8Array;
+  ops: DiskOps[];
 }
 
 export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser {
@@ -49,6 +57,12 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
   readonly #monitor = new ProtocolMonitor();
   #unread: Uint8Array[] = [];
   #paused = false;
+  /** Copies of the guest's disks, where those are replicated and have been opened. */
+  #disks: ReplicaDisks | undefined;
+  /** Whether the primary of this connection was told that the copies are whole. */
+  #told = false;
+  #resets = 0;
+  #connections = 0;
 
   constructor(world: World, host: number, instance: string) {
     super(world, host, instance);
@@ -56,6 +70,48 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     if (world.config.leases) this.client = new LeaseClient(this, world.bug);
     this.machine = makeStandby(world.bug, world.standbyConfig(this));
     this.post(0, () => this.#tick());
+    if (world.config.replicated) this.post(0, () => this.#open());
+  }
+
+  /** Opens the copies of the disks; no primary is heard before. */
+  #open(): void {
+    this.world.schedule.unsettled = true;
+    void openReplicas(this).then(
+      (disks) => {
+        this.post(0, () => {
+          this.#disks = disks;
+          disks.setEvents({
+            flow: () => {},
+            failed: (sentence) => this.post(0, () => this.#refuse(sentence)),
+          });
+        });
+      },
+      (error) => {
+        this.world.failed(this.host, error);
+        this.post(0, () => this.die(false));
+      },
+    );
+  }
+
+  override get listens(): boolean {
+    return !this.world.config.replicated || this.#disks !== undefined;
+  }
+
+  /** What the copies here hold of the guest already. */
+  override get held(): HeldCopy | undefined {
+    return this.#disks?.held;
+  }
+
+  /** A disk here is of no use now: the primary is told, and turned away. */
+  #refuse(sentence: string): void {
+    if (this.world.sound(this.host)) throw new Violation('P', `a sound disk refuses: ${sentence}`);
+    this.world.log(`${this.name} refuses: ${sentence}`);
+    const { generation } = this.machine.receiver;
+    const code = FAULT.RESOURCE_MISSING;
+    this.#send({ cmd: 'NACK', generation, id: 0, seq: 0, code, sentence });
+    this.#monitor.refused();
+    this.hangUp();
+    this.lost();
   }
 
   get name(): string {
@@ -75,6 +131,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     this.handle(() => {
       this.hangUp();
       this.connection = connection;
+      this.#connections++;
+      this.#told = this.held !== undefined;
       this.#unread = [];
       this.#paused = false;
       const decoder = new Decoder({
@@ -119,6 +177,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
   }
 
   protected lost(): void {
+    this.#connections++;
+    this.#disks?.cutOff();
     this.machine.disconnected(this.now);
   }
 
@@ -156,12 +216,16 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
         this.#decoder!.setBulkBytesMax(e.agreement.limits.frameBytesMax);
         break;
       case 'reset':
+        this.#resets++;
+        this.world.schedule.unsettled = true;
+        this.#disks?.reset(e.generation, this.#told);
         this.#staged = [];
         this.#replay.reset();
         this.#memory.fill(0);
         break;
       case 'sync':
         this.#applyPages(e.payload);
+        this.#copyDisks(e.payload);
         break;
       case 'stage':
         this.#stage(e.id, e.payload);
@@ -220,11 +284,14 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     let transaction = this.#staged.find((t) => t.id === id);
     if (transaction === undefined) {
       const log = new Uint8Array(0);
-      transaction = { id, parts: [], pages: undefined, regs: [], nic: [], disk: [], log };
+      transaction = { id, parts: [], pages: undefined, regs: [], nic: [], disk: [], log, ops: [] };
       this.#staged.push(transaction);
     }
     transaction.parts.push(payload.slice());
     if (this.world.bug === 'apply-before-commit') this.#applyPages(payload);
+    if (this.world.bug === 'disk-apply-before-commit') {
+      this.#copyDisks(payload, SECTION.diskWrites);
+    }
   }
 
   /** Whole pages straight into memory: the first copy. */
@@ -236,6 +303,21 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       for (let i = 0; i < count; i++) {
         this.#memory.set(this.#content(i), this.#numbers[i]! * PAGE_BYTES);
       }
+    }
+  }
+
+  /** Pieces of the disks' first copy. */
+  #copyDisks(payload: Uint8Array, kind: number = SECTION.diskCopy): void {
+    if (this.#disks === undefined) return;
+    const sections = this.#sections.reset(payload);
+    while (sections.next()) {
+      const { type, instance: disk, bodyStart: start, bodyEnd: end } = sections;
+      if (type !== kind) continue;
+      this.world.schedule.unsettled = true;
+      const wrong = this.#disks.copy({ disk, bytes: payload, start, end });
+      if (wrong === undefined) continue;
+      this.world.invalid(wrong.code);
+      this.machine.decodeFault({ ...wrong, fatal: true, generation: 0, id: 0 }, this.now);
     }
   }
 
@@ -261,7 +343,23 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     const transaction = this.#staged.find((t) => t.id === id);
     const code =
       transaction === undefined ? FAULT.SECTION_MISSING : this.#resolve(transaction, manifest);
+    if (code === FAULT.RESOURCE_MISSING) {
+      this.#refuse('no room for the writes');
+      return;
+    }
     if (code !== 0) this.world.invalid(code);
+    const complete = code === 0 ? this.#disks?.complete(id) : undefined;
+    if (complete !== undefined) {
+      const [connections, resets] = [this.#connections, this.#resets];
+      this.world.schedule.unsettled = true;
+      void complete.then((failed) => {
+        this.post(0, () => {
+          if (failed !== undefined || connections !== this.#connections) return;
+          if (resets === this.#resets) this.machine.validated(id, undefined, this.now);
+        });
+      });
+      return;
+    }
     const wrong: Fault | undefined = code === 0 ? undefined : fault(code);
     const { prng } = this.world;
     if (prng.chance(0.4)) {
@@ -273,6 +371,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
 
   /** Decodes a transaction completely, on top of those before it; 0 when it can be loaded. */
   #resolve(t: Transaction, manifest: Manifest): FaultCode | 0 {
+    t.ops = [];
     const pages = new Map<number, Uint8Array>();
     let count = 0;
     let sectionCount = 0;
@@ -291,6 +390,14 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
           count += found;
           // In the order in which they were sent: the last one counts.
           for (let i = 0; i < found; i++) pages.set(this.#numbers[i]!, this.#content(i).slice());
+        } else if (sections.type === SECTION.diskWrites) {
+          if (this.#disks === undefined || sections.version !== DISK_OPS_VERSION) {
+            return FAULT.SECTION_UNKNOWN;
+          }
+          const ops = { disk: sections.instance, bytes: part, start: bodyStart, end: bodyEnd };
+          const wrong = this.#disks.check(ops, true);
+          if (wrong !== undefined) return wrong.code as FaultCode;
+          t.ops.push(ops);
         } else {
           if ((bodyEnd - bodyStart) % 4 !== 0 && sections.type !== SECTION.tapLog) {
             return FAULT.SECTION_MALFORMED;
@@ -361,22 +468,62 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     this.#disk = t.disk;
     this.#replay.apply(t.log, 0, t.log.length);
     this.#staged.shift();
-    this.machine.applied(id, false, this.now);
     this.world.checker.standing(this.machine.receiver.generation, id, this.#standing());
+    if (this.#disks === undefined) this.machine.applied(id, false, this.now);
+    else this.#applyDisks(this.#disks, id, t.ops);
+  }
+
+  #applyDisks(disks: ReplicaDisks, id: number, ops: readonly DiskOps[]): void {
+    const resets = this.#resets;
+    const { generation } = this.machine.receiver;
+    this.world.schedule.unsettled = true;
+    const order = this.world.bug === 'disk-writes-reordered' ? reversed(ops) : ops;
+    void disks.apply(id, order).then(() => {
+      this.post(0, () => {
+        if (resets !== this.#resets) return;
+        const failed = disks.failure !== '';
+        if (!failed) this.world.checker.disks(generation, id, imagesOf(this), 'applied');
+        if (failed) this.world.log(`${this.name} did not apply ${id}: ${disks.failure}`);
+        this.machine.applied(id, failed, this.now);
+      });
+    });
   }
 
   #takeOver(generation: number): void {
     this.hangUp();
+    if (this.#disks === undefined) {
+      this.#run(generation);
+      return;
+    }
+    this.world.schedule.unsettled = true;
+    void this.#disks.goLive(generation).then(
+      () => this.post(0, () => this.#run(generation)),
+      (error) => {
+        this.world.failed(this.host, error);
+        this.world.log(`${this.name} cannot take over: ${String(error)}`);
+        this.post(0, () => this.die(false));
+      },
+    );
+  }
+
+  #run(generation: number): void {
     const { receiver } = this.machine;
     const { world } = this;
     world.checker.running(this.name, generation, receiver.complete);
     world.checker.standing(receiver.generation, receiver.appliedId, this.#standing());
-    const guest = new SimGuest(!world.config.standbyTakesOver);
+    const { replicated } = world.config;
+    const guest = new SimGuest(world.config.guestWrites, replicated);
     guest.memory.set(this.#memory);
     guest.dirty.fill(1);
     guest.regs.set(this.#regs);
     guest.loadNic(this.#nic);
     guest.loadDisk(this.#disk);
+    if (replicated) {
+      const { checker } = world;
+      checker.disks(receiver.generation, receiver.appliedId, imagesOf(this), 'taken over');
+      checker.guestKnows(guest, blocksOf(this, guest));
+      world.answersAreThere(this.host, guest);
+    }
     const { host, instance } = this;
     const { nextSeq } = this.#replay;
     const next = new PrimaryProcess(

@@ -6,6 +6,7 @@
  * A run has a safety phase, in which things break, and a liveness phase, in which nothing breaks any more and
  * protection and progress must come back by themselves (R7).
  */
+import { AssertionError } from '../../src/base/assert.ts';
 import { Prng } from '../../src/base/prng.ts';
 import type { AuthorityConfig } from '../../src/ft/core/failover.ts';
 import type { PrimaryConfig, PrimaryPhase } from '../../src/ft/core/primary-types.ts';
@@ -14,15 +15,16 @@ import type { Hello } from '../../src/ft/wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';
 import { Checker, OutsideView, Violation } from './checkers.ts';
 import { type Config, drawConfig } from './config.ts';
-import { mix, PAGE_BYTES, SECTORS, SimGuest } from './guest.ts';
+import { blockOfRequest, mix, PAGE_BYTES, SECTORS, SimGuest } from './guest.ts';
 import { type LeaseClient, LeaseStore, StartingProcess } from './lease-store.ts';
 import { Connection, type Network } from './network.ts';
 import { LockArbiter, SharedDisk } from './outside.ts';
-import { LEASE_BUGS, type Planted } from './planted.ts';
+import { DISK_BUGS, LEASE_BUGS, type Planted } from './planted.ts';
 import { PrimaryProcess } from './primary-process.ts';
 import type { SimProcess } from './process.ts';
 import { Schedule } from './schedule.ts';
 import { StandbyProcess } from './standby-process.ts';
+import { HostStorage } from './storage.ts';
 
 /** What a run did, for statistics and for proving that two runs are the same. */
 export interface Tally {
@@ -38,8 +40,18 @@ export interface Tally {
   time: number;
 }
 
-/** Sets the draws for leases apart from the others. */
+/** How a seed is run. */
+export interface RunOptions {
+  readonly bug?: Planted | undefined;
+  /** Collects what happened. */
+  readonly trace?: string[] | undefined;
+  /** Whether the disks are replicated; undefined: as the seed says. */
+  readonly replicated?: boolean | undefined;
+}
+
+/** Set the draws for leases, and for replicated disks, apart from the others. */
 const LEASE_SEED = 2 ** 41;
+const DISK_SEED = 2 ** 42;
 
 const HEX = (n: number, digits: number): string => n.toString(16).padStart(digits, '0');
 
@@ -55,6 +67,10 @@ export class World {
   /** The arbiter with leases, where the seed has that one. */
   readonly leases: LeaseStore;
   readonly network: Network;
+  /** Of each host, where the guest's disks are replicated. */
+  readonly storage: readonly HostStorage[];
+  /** Scratch memories in use. */
+  scratch = 0;
   readonly tally: Tally;
   readonly trace: string[] | undefined;
   stagingFlip = 0;
@@ -72,17 +88,23 @@ export class World {
   /** Whether no transaction was tampered with beneath its checksums. */
   #soundStream = true;
   #protectedNow = false;
+  /** What was found where throwing it would not end the run. */
+  #found: unknown;
+  /** Until when failures of a host's storage may still be noticed. */
+  readonly #trouble = [-1, -1];
+  /** By block: the last answered request whose write went there, of this start of the guest. */
+  readonly #answered = new Map<number, number>();
 
-  constructor(seed: number, bug?: Planted, trace?: string[]) {
+  constructor(seed: number, { bug, trace, replicated }: RunOptions = {}) {
     this.prng = new Prng(seed);
     this.bug = bug;
     this.trace = trace;
-    // Leases came later: what is drawn for them leaves the draws of older seeds as they were.
-    this.config = drawConfig(
-      this.prng,
-      new Prng(seed + LEASE_SEED),
-      bug !== undefined && LEASE_BUGS.includes(bug),
-    );
+    const diskBug = bug !== undefined && DISK_BUGS.includes(bug);
+    this.config = drawConfig(this.prng, new Prng(seed + LEASE_SEED), new Prng(seed + DISK_SEED), {
+      onlyLeases: bug !== undefined && LEASE_BUGS.includes(bug),
+      replicated: diskBug ? true : (replicated ?? (bug === undefined ? undefined : false)),
+    });
+    this.storage = this.config.replicated ? [new HostStorage(this), new HostStorage(this)] : [];
     this.disk = new SharedDisk(this.schedule, this.prng);
     this.arbiter = new LockArbiter(this.schedule, this.prng);
     this.leases = new LeaseStore(this.schedule, this.prng);
@@ -114,21 +136,21 @@ export class World {
   }
 
   /** Runs the seed to its end. @throws Violation when a promise is broken */
-  run(): Tally {
+  async run(): Promise<Tally> {
     const { config, schedule, prng } = this;
     this.#coldStart(0);
     this.#startStandby(1);
     this.#clientTurn();
     this.#operatorTurn();
     schedule.after(500, () => this.#faultTurn());
-    schedule.runUntil(config.safetyEnd, () => false);
+    await this.#runUntil(config.safetyEnd, () => false);
     this.#calmDown();
     const answeredBefore = this.client.answered;
     const done = (): boolean =>
       this.#ended
         ? schedule.now > config.safetyEnd + 6000
         : this.#protectedNow && this.client.answered >= answeredBefore + 6;
-    schedule.runUntil(config.safetyEnd + config.livenessMax, done);
+    await this.#runUntil(config.safetyEnd + config.livenessMax, done);
     if (!done()) this.#complain(answeredBefore);
     const { tally } = this;
     tally.outputs = this.checker.outputs;
@@ -139,6 +161,40 @@ export class World {
     // One more draw pins down the whole sequence of draws.
     tally.effects = mix(tally.effects, prng.u32());
     return tally;
+  }
+
+  async #runUntil(end: number, stop: () => boolean): Promise<void> {
+    const { schedule } = this;
+    while (!schedule.runUntil(end, stop)) {
+      await new Promise((resolve) => setImmediate(resolve));
+      if (this.#found !== undefined) throw this.#found;
+    }
+  }
+
+  /** Something was found inside a promise: it ends the run as soon as all promises have been heard. */
+  found(error: unknown): void {
+    this.#found ??= error;
+    this.schedule.unsettled = true;
+  }
+
+  /** Something that uses the storage of `host` has failed: a finding, unless that storage has a reason. */
+  failed(host: number, error: unknown): void {
+    const excused = !(error instanceof Violation || error instanceof AssertionError);
+    if (!excused || this.sound(host)) this.found(error);
+  }
+
+  /** Whether nothing is wrong with the storage of `host` that its processes may complain of. */
+  sound(host: number): boolean {
+    return this.schedule.now > this.#trouble[host]!;
+  }
+
+  /** Whatever the outside was told is on the disks from which `guest` goes on. */
+  answersAreThere(host: number, guest: SimGuest): void {
+    for (const [block, n] of this.#answered) {
+      const there = this.storage[host]!.words(block, 1);
+      if (this.storage[host]!.words(block, 0) === guest.incarnation && there >= n) continue;
+      throw new Violation('R2', `request ${n} was answered, and block ${block} is from ${there}`);
+    }
   }
 
   #complain(answeredBefore: number): never {
@@ -206,7 +262,9 @@ export class World {
 
   /** A guest starts from scratch. */
   #boot(host: number, instance: string, generation: number, lease?: LeaseClient): PrimaryProcess {
-    const guest = new SimGuest(!this.config.standbyTakesOver);
+    const guest = new SimGuest(this.config.guestWrites, this.config.replicated);
+    this.storage[host]?.clear();
+    this.#answered.clear();
     guest.boot(++this.#incarnation);
     this.client.restart(this.#incarnation);
     this.disk.sectors.fill(0);
@@ -242,6 +300,7 @@ export class World {
   /** A process has died. */
   died(p: SimProcess, silently: boolean): void {
     if (this.#processes[p.host] === p) this.#processes[p.host] = undefined;
+    this.storage[p.host]?.died(p, silently);
     this.log(`${p.name} dies${silently ? ' with its host' : ''}`);
     if (p instanceof PrimaryProcess) {
       this.disk.died(p);
@@ -293,17 +352,22 @@ export class World {
     if (to === undefined || this.network.partitioned) return;
     const delay = this.network.delay * 2;
     this.schedule.after(delay, () => {
-      if (!from.alive || !to.alive || this.network.partitioned) return;
+      if (!from.alive || !to.alive || !to.listens || this.network.partitioned) return;
       const connection = new Connection(this.network, from, to);
+      const { held } = to;
       to.accepted(connection);
-      from.established(connection);
+      from.established(connection, held);
     });
   }
 
   toClient(frame: Uint32Array): void {
     this.schedule.after(20, () => {
       const n = this.client.frame(frame);
-      if (n === 0 || n % 2 !== 0 || this.config.standbyTakesOver) return;
+      if (n === 0 || n % 2 !== 0 || !this.config.guestWrites) return;
+      if (this.config.replicated) {
+        this.#answered.set(blockOfRequest(n), n);
+        return;
+      }
       const value = this.disk.sectors[n % SECTORS];
       if (value !== frame[3]) {
         throw new Violation('R2', `request ${n} was answered, but its write is not on the disk`);
@@ -569,6 +633,24 @@ export class World {
           this.disk.failing = 0;
         });
         break;
+      case 'host-disk-slow':
+        this.#storageTrouble(2500, (storage) => {
+          storage.latency = 700;
+        });
+        break;
+      case 'host-disk-failing':
+        this.#storageTrouble(1500, (storage) => {
+          storage.failing = 0.3;
+        });
+        break;
+      case 'host-disk-full':
+        this.#storageTrouble(2500, (storage) => {
+          storage.full = true;
+        });
+        break;
+      case 'kill-host':
+        some?.die(true);
+        break;
       case 'switchover': {
         const primary = this.#primary;
         primary?.handle(() => {
@@ -583,6 +665,22 @@ export class World {
         this.#hastyOrder();
         break;
     }
+  }
+
+  #storageTrouble(duration: number, make: (storage: HostStorage) => void): void {
+    const host = this.prng.below(2);
+    make(this.storage[host]!);
+    this.#trouble[host] = Number.POSITIVE_INFINITY;
+    this.schedule.after(duration, () => this.#storageHeals(host));
+  }
+
+  #storageHeals(host: number): void {
+    const storage = this.storage[host]!;
+    storage.failing = 0;
+    storage.full = false;
+    storage.latency = 30;
+    // Who was stopped meanwhile may learn of it late.
+    if (this.#trouble[host]! > this.schedule.now) this.#trouble[host] = this.schedule.now + 12_000;
   }
 
   /** Why an operator would start a guest elsewhere: soon the host is cut off, or stands still. */
@@ -651,6 +749,7 @@ export class World {
     this.leases.cut.fill(false);
     this.disk.failing = 0;
     this.disk.latency = 60;
+    for (const host of this.storage.keys()) this.#storageHeals(host);
     for (const p of this.#processes) p?.thaw();
     for (const host of [0, 1]) {
       this.#downUntil[host] = Math.min(this.#downUntil[host]!, this.schedule.now + 200);
