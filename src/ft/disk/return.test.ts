@@ -82,7 +82,7 @@ class Host {
               this.disk.durable.set(content);
             },
             sleep: async () => {
-              for (let i = this.#naps.below(12); i >= 0; i--) await turn();
+              for (let i = this.#naps.below(4); i >= 0; i--) await turn();
               if (this.dead) await new Promise(() => {});
             },
             warn: () => {},
@@ -167,7 +167,7 @@ interface Outcome {
 
 async function lose(seed: number): Promise<Outcome> {
   const random = new Prng(seed);
-  const power = new Power(random.chance(0.7) ? random.between(4, 60) : undefined);
+  const power = new Power(random.chance(0.7) ? random.between(4, 70) : undefined);
   const host = new Host(random, power);
   const standbys: Committed[] = [];
   let epoch = 0;
@@ -175,7 +175,7 @@ async function lose(seed: number): Promise<Outcome> {
   let present: Committed | undefined;
   /** Committed at the standby, the acknowledgement on its way. */
   let acks: [number, number][] = [];
-  const steps = random.between(40, 400);
+  const steps = random.between(40, 600);
   for (let step = 0; step < steps && !power.gone; step++) {
     if (present === undefined && random.chance(0.2)) {
       present = { image: await host.synchronise(), id };
