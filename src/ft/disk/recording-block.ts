@@ -19,6 +19,7 @@ import {
   type BlockOp,
   ERRNO,
 } from '../../block/backend.ts';
+import { KeptRequests } from '../../block/kept-requests.ts';
 import type { GuestMemory } from '../../memory/guest-memory.ts';
 import type { ActivityLog } from './activity-log.ts';
 import { DISK_WRITE_BYTES_MAX, type DiskLog } from './disk-log.ts';
@@ -49,12 +50,8 @@ export class RecordingBlock implements BlockBackend {
   #mode: Recording = 'off';
   readonly #state: Uint8Array;
   readonly #slot: Int32Array;
-  readonly #op: Uint8Array;
-  readonly #offset: Float64Array;
-  readonly #length: Float64Array;
-  readonly #segments: Uint32Array;
-  readonly #addresses: (Float64Array | undefined)[];
-  readonly #lengths: (Uint32Array | undefined)[];
+  /** What each changing request does; with its segments, if it waits. */
+  readonly #kept: KeptRequests;
   /** Tags of changing requests at the disk, unordered; and of those that wait, in order. */
   readonly #writing: Uint32Array;
   #writingCount = 0;
@@ -87,12 +84,7 @@ export class RecordingBlock implements BlockBackend {
     this.granules = new Granules(sizeBytes);
     this.#state = new Uint8Array(maxRequests);
     this.#slot = new Int32Array(maxRequests).fill(NO_SLOT);
-    this.#op = new Uint8Array(maxRequests);
-    this.#offset = new Float64Array(maxRequests);
-    this.#length = new Float64Array(maxRequests);
-    this.#segments = new Uint32Array(maxRequests);
-    this.#addresses = new Array<Float64Array | undefined>(maxRequests).fill(undefined);
-    this.#lengths = new Array<Uint32Array | undefined>(maxRequests).fill(undefined);
+    this.#kept = new KeptRequests(maxRequests);
     this.#writing = new Uint32Array(maxRequests);
     this.#waiting = new Uint32Array(maxRequests);
   }
@@ -173,7 +165,7 @@ export class RecordingBlock implements BlockBackend {
     // A discard may do nothing at one disk and clear at the other: clearing is the same on both.
     const clears = op === BLOCK_OP.discard && this.#mode !== 'off';
     const same = clears ? BLOCK_OP.writeZeroesUnmap : op;
-    this.#note(tag, same, offsetBytes, lengthBytes);
+    this.#kept.note(tag, same, offsetBytes, lengthBytes);
     let slot = NO_SLOT;
     let goes = this.#waitingCount === 0 && this.#admits(tag);
     if (goes && this.#mode === 'record') {
@@ -220,31 +212,32 @@ export class RecordingBlock implements BlockBackend {
     this.#retry();
   }
 
-  #note(tag: number, op: number, offset: number, length: number): void {
-    this.#op[tag] = op;
-    this.#offset[tag] = offset;
-    this.#length[tag] = length;
-  }
-
   /** Whether the write of `tag` overlaps one at the disk. */
   #overlaps(tag: number): boolean {
-    const from = this.#offset[tag]!;
-    const to = from + this.#length[tag]!;
+    const from = this.#kept.offset[tag]!;
+    const to = from + this.#kept.length[tag]!;
     for (let i = 0; i < this.#writingCount; i++) {
       const other = this.#writing[i]!;
-      const start = this.#offset[other]!;
-      if (from < start + this.#length[other]! && start < to) return true;
+      const start = this.#kept.offset[other]!;
+      if (from < start + this.#kept.length[other]! && start < to) return true;
     }
     return false;
   }
 
   #admits(tag: number): boolean {
     const activity = this.#activity;
-    return activity === undefined || activity.admits(this.#offset[tag]!, this.#length[tag]!);
+    return (
+      activity === undefined || activity.admits(this.#kept.offset[tag]!, this.#kept.length[tag]!)
+    );
   }
 
   #take(tag: number): number {
-    const slot = this.#log.take(this.#disk, this.#op[tag]!, this.#offset[tag]!, this.#length[tag]!);
+    const slot = this.#log.take(
+      this.#disk,
+      this.#kept.op[tag]!,
+      this.#kept.offset[tag]!,
+      this.#kept.length[tag]!,
+    );
     if (slot === NO_SLOT) this.#onWait();
     return slot;
   }
@@ -254,7 +247,7 @@ export class RecordingBlock implements BlockBackend {
     this.#slot[tag] = slot;
     this.#writing[this.#writingCount++] = tag;
     if (slot === NO_SLOT) this.#unrecorded++;
-    else this.#activity?.begin(this.#offset[tag]!, this.#length[tag]!);
+    else this.#activity?.begin(this.#kept.offset[tag]!, this.#kept.length[tag]!);
   }
 
   #copy(
@@ -265,7 +258,7 @@ export class RecordingBlock implements BlockBackend {
     first: number,
     count: number,
   ): void {
-    if (this.#op[tag] !== BLOCK_OP.write) return;
+    if (this.#kept.op[tag] !== BLOCK_OP.write) return;
     let at = 0;
     for (let i = first; i < first + count; i++) {
       const address = addresses[i]!;
@@ -287,18 +280,7 @@ export class RecordingBlock implements BlockBackend {
     first: number,
     count: number,
   ): void {
-    let own = this.#addresses[tag];
-    if (own === undefined || own.length < count) {
-      own = new Float64Array(Math.max(count, 16));
-      this.#addresses[tag] = own;
-      this.#lengths[tag] = new Uint32Array(own.length);
-    }
-    const ownLengths = this.#lengths[tag]!;
-    for (let i = 0; i < count; i++) {
-      own[i] = addresses[first + i]!;
-      ownLengths[i] = lengths[first + i]!;
-    }
-    this.#segments[tag] = count;
+    this.#kept.keepSegments(tag, addresses, lengths, first, count);
     this.#state[tag] = WAITING;
     this.#waiting[this.#waitingCount++] = tag;
   }
@@ -311,8 +293,8 @@ export class RecordingBlock implements BlockBackend {
       break;
     }
     const slot = this.#slot[tag]!;
-    const offset = this.#offset[tag]!;
-    const length = this.#length[tag]!;
+    const offset = this.#kept.offset[tag]!;
+    const length = this.#kept.length[tag]!;
     const failed = result !== ERRNO.OK;
     if (failed) this.#activity?.failed(offset, length);
     if (slot === NO_SLOT) this.#unrecorded--;
@@ -337,20 +319,12 @@ export class RecordingBlock implements BlockBackend {
       if (this.#mode === 'record') {
         slot = this.#overlaps(tag) ? NO_SLOT : this.#take(tag);
         if (slot === NO_SLOT) break;
-        this.#copy(tag, slot, this.#addresses[tag]!, this.#lengths[tag]!, 0, this.#segments[tag]!);
+        const kept = this.#kept;
+        this.#copy(tag, slot, kept.addresses(tag), kept.lengths(tag), 0, kept.count[tag]!);
       }
       gone++;
       this.#begin(tag, slot);
-      this.#inner.queue(
-        tag,
-        this.#op[tag] as BlockOp,
-        this.#offset[tag]!,
-        this.#length[tag]!,
-        this.#addresses[tag]!,
-        this.#lengths[tag]!,
-        0,
-        this.#segments[tag]!,
-      );
+      this.#kept.queueAt(this.#inner, tag);
     }
     if (gone === 0) return;
     this.#waiting.copyWithin(0, gone, this.#waitingCount);
