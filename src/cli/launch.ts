@@ -19,7 +19,7 @@ import module, { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { dirname, isAbsolute, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { constants, Script } from 'node:vm';
+import { Script } from 'node:vm';
 
 /** Digest of the chunks, 64 hexadecimal digits, put in by the bundler: V8 itself compares no more than the length of a source. */
 declare const BUILD_DIGEST: string;
@@ -47,7 +47,7 @@ type ChunkBody = (
   dirname: string,
 ) => void;
 
-/** Chunks with their compiled code. Whatever is wrong with the cache: the chunk is compiled. */
+/** Chunks with their compiled code, in which `import()` does not work. Whatever is wrong with the cache: the chunk is compiled. */
 class CachedChunks {
   readonly #cache: string;
   readonly #loaded = new Map<string, { exports: object }>();
@@ -75,7 +75,6 @@ class CachedChunks {
       `(function (exports, require, module, __filename, __dirname) {${source}\n})`,
       {
         filename,
-        importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
         ...(cachedData && { cachedData }),
       },
     );
@@ -140,10 +139,7 @@ function load(): void {
     enableCompileCache?: (path: string) => unknown;
   };
   if (cache !== undefined && enableCompileCache !== undefined) enableCompileCache(cache);
-  // Chunks import packages, which scripts can do from 20.12 on.
-  const withOwn =
-    enableCompileCache === undefined && constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER !== undefined;
-  if (cache !== undefined && withOwn && isOwn(cache)) {
+  if (cache !== undefined && enableCompileCache === undefined && isOwn(cache)) {
     new CachedChunks(cache).require('./commands.cjs');
   } else {
     nodeRequire('./commands.cjs');

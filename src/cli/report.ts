@@ -1,5 +1,6 @@
 /** How the command line speaks to people: errors with their remedy, and log lines, on standard error. */
 import { createWriteStream } from 'node:fs';
+import { createRequire } from 'node:module';
 import pc from 'picocolors';
 import { AssertionError } from '../base/assert.ts';
 import { messageOf, VmmError } from '../base/error.ts';
@@ -9,6 +10,9 @@ import type { LogFields, Logger } from '../base/log.ts';
 export const LOG_LEVELS = ['error', 'warn', 'info', 'debug'] as const;
 /** One of {@link LOG_LEVELS}. */
 export type LogLevel = (typeof LOG_LEVELS)[number];
+
+// Chunks of the bundle take compiled code, which can load packages by require alone (launch.ts).
+const load = createRequire(import.meta.url);
 
 const colours = pc.createColors(process.stderr.isTTY === true);
 
@@ -65,7 +69,7 @@ export async function fileLogger(level: LogLevel, path: string): Promise<Logger>
       ),
     );
   });
-  const { pino } = await import('pino');
+  const { pino } = load('pino') as typeof import('pino');
   const log = pino({ level, base: { pid: process.pid } }, stream);
   return {
     error: (message, fields) => log.error(fields ?? {}, message),

@@ -3,6 +3,7 @@
  * Pure but for reading the files that the options name.
  */
 import { readFileSync, statSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { basename } from 'node:path';
 import { messageOf, VmmError } from '../base/error.ts';
 import { shown } from '../base/text.ts';
@@ -87,6 +88,9 @@ const KINDS: Readonly<Record<string, 'text' | 'list' | 'flag'>> = {
 
 type Values = Record<string, string | boolean | readonly string[]>;
 
+// As require: see report.ts.
+const load = createRequire(import.meta.url);
+
 /** Larger files than this are no configuration. */
 const CONFIG_MAX_BYTES = 2 ** 20;
 
@@ -103,7 +107,7 @@ function kebabCase(key: string): string {
  * @throws VmmError `CONFIG_FILE`
  */
 async function readConfigFile(path: string): Promise<Values> {
-  const { parse } = await import('smol-toml');
+  const { parse } = load('smol-toml') as typeof import('smol-toml');
   let table: Record<string, unknown>;
   try {
     if (statSync(path).size > CONFIG_MAX_BYTES) throw new Error('is larger than 1 MiB');

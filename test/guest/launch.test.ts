@@ -43,6 +43,16 @@ describe('the bundled command', () => {
       expect(run(guest)).toContain('0: hello from a tsvmm guest: all is well');
   });
 
+  it('reads a configuration file and writes a log, with compiled code too', () => {
+    const config = join(base, 'config.toml');
+    const log = join(base, 'log');
+    writeFileSync(config, 'memory = "64M"\nlog-level = "debug"\n');
+    const guest = ['run', '--config', config, '--kernel', join(root, 'dist/firmware/hello.elf')];
+    for (let i = 0; i < 2; i++) {
+      expect(run([...guest, '--log-file', log])).toMatch(/^0: hello [^\n]*\n$/);
+    }
+  });
+
   it.runIf(ownCache)('keeps its compiled code for the user alone, and takes it', () => {
     run(['--version']);
     expect(statSync(cache).mode & 0o777).toBe(0o700);
