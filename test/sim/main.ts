@@ -38,7 +38,15 @@ async function main(): Promise<number> {
   const replicated = disks === undefined ? undefined : disks === 'replicated';
   const started = performance.now();
   const cpu = process.cpuUsage();
-  const sum = { outputs: 0, answered: 0, repeated: 0, takeovers: 0, coldStarts: 0, faults: 0 };
+  const sum = {
+    outputs: 0,
+    answered: 0,
+    repeated: 0,
+    takeovers: 0,
+    returns: 0,
+    coldStarts: 0,
+    faults: 0,
+  };
   for (let i = 0; i < runs; i++) {
     const seed = first + i;
     const trace: string[] | undefined = values.trace ? [] : undefined;
@@ -68,7 +76,7 @@ async function main(): Promise<number> {
     `${runs} seeds from ${first}: nothing broken. ${perMinute} seeds a minute, ${perCpuMinute} a minute of CPU time.`,
   );
   console.log(
-    `${sum.faults} faults, ${sum.takeovers} takeovers, ${sum.coldStarts} guests lost to double failures; ` +
+    `${sum.faults} faults, ${sum.takeovers} takeovers, ${sum.returns} returns, ${sum.coldStarts} guests lost to double failures; ` +
       `${sum.outputs} outputs, ${sum.answered} requests answered, ${sum.repeated} frames repeated.`,
   );
   return 0;

@@ -4,10 +4,11 @@
  */
 import { crc32c } from '../../src/base/crc32c.ts';
 import { BLOCK_OP, type BlockOp, ERRNO } from '../../src/block/backend.ts';
+import { ActivityFile } from '../../src/ft/disk/activity-file.ts';
 import type { CopyPool, DiskCopyOwner, DiskCopyParts } from '../../src/ft/disk/disk-copy.ts';
 import type { Crc } from '../../src/ft/disk/disk-log.ts';
 import { ReplicatedDisks } from '../../src/ft/disk/replicated-disks.ts';
-import { type HeldCopy, STORAGE } from '../../src/ft/disk/storage.ts';
+import { type HeldCopy, type ReturnedCopy, STORAGE } from '../../src/ft/disk/storage.ts';
 import { GuestMemory } from '../../src/memory/guest-memory.ts';
 import {
   BLOCK_BYTES,
@@ -93,6 +94,14 @@ export class PrimaryDisks {
         id: `disk${disk}`,
         backend: storage.backendOf(process, disk, this.#memory),
         open: async () => storage.accessOf(process, disk),
+        activity: {
+          image: 1,
+          open: () => ActivityFile.open(storage.activityOf(process, disk), crc),
+          flush: () => storage.flushOf(process, disk),
+          sleep: (ms: number) => this.#sleep(ms),
+          warn: () => {},
+          close: () => {},
+        },
       })),
       this.#memory,
       crc,
@@ -107,10 +116,20 @@ export class PrimaryDisks {
     }
   }
 
+  #sleep(ms: number): Promise<void> {
+    const { schedule } = this.#process.world;
+    return new Promise((resolve) => {
+      schedule.after(10 * ms, () => {
+        schedule.unsettled = true;
+        resolve();
+      });
+    });
+  }
+
   /** A standby's answer to the introduction. */
-  introduced(held: HeldCopy | undefined): void {
+  introduced(held: HeldCopy | undefined, returned: ReturnedCopy | undefined): void {
     const all = this.disks.blocks.map(() => STORAGE.replicated);
-    this.disks.setStorage(all, held);
+    this.disks.setStorage(all, held, returned);
     if (this.#process.world.bug !== 'disk-old-copy-believed') return;
     for (const { granules } of this.disks.blocks) {
       const fill = Object.getPrototypeOf(granules).fill as () => void;
@@ -143,6 +162,7 @@ export class PrimaryDisks {
     const offset = op === SLOT_OP.flush ? 0 : (first % DISK_BLOCKS) * BLOCK_BYTES;
     block.queue(slot, OPS[op]!, offset, length, this.#addresses, this.#lengths, 0, segments);
     block.submit();
+    this.#process.world.schedule.unsettled = true;
   }
 
   /** Sections with what `epoch` carries. */
@@ -187,13 +207,7 @@ export class PrimaryDisks {
       crc,
       isZero: (b, offset, length) => b.subarray(offset, offset + length).every((x) => x === 0),
       nowNs: () => this.#process.now,
-      sleep: (ns) =>
-        new Promise((resolve) => {
-          schedule.after(10 * ns, () => {
-            schedule.unsettled = true;
-            resolve();
-          });
-        }),
+      sleep: (ms) => this.#sleep(ms),
       maxDowntimeNs: 1,
       bytesPerSecondMax: Number.POSITIVE_INFINITY,
     };

@@ -8,7 +8,7 @@ import { EventTap, HELD_BLOCK, type TapSink } from '../../src/ft/core/event-tap.
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Primary } from '../../src/ft/core/primary.ts';
 import type { PrimaryEffect } from '../../src/ft/core/primary-types.ts';
-import type { HeldCopy } from '../../src/ft/disk/storage.ts';
+import type { HeldCopy, Origin, ReturnedCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
 import { PAGE_RECORD_BYTES, PAGES_VERSION, PageEncoder } from '../../src/ft/wire/page-stream.ts';
@@ -102,6 +102,8 @@ export class PrimaryProcess
   #sync = 0;
   #batch: Uint32Array[] = [];
   over = false;
+  /** Where the guest was taken over: from what. */
+  origin: Origin | undefined;
 
   /** @param firstSeq number of the tap's first output; a takeover goes on behind its log */
   constructor(
@@ -322,6 +324,12 @@ export class PrimaryProcess
     this.machine.syncChunk(chunk, this.now);
   }
 
+  /** The guest was taken over here from `origin`, and has not written since. */
+  tookOver(origin: Origin): void {
+    this.origin = origin;
+    this.#disks?.disks.tookOver(origin, [0, 1]);
+  }
+
   /** Whether the slot went through the tap (and not past it while nothing was held). */
   #released(slot: number): boolean {
     return this.tap.isReleased(0, slot);
@@ -337,14 +345,18 @@ export class PrimaryProcess
   // --- the connection
 
   /** The connection that this end asked for is up. */
-  established(connection: Connection, held: HeldCopy | undefined): void {
+  established(
+    connection: Connection,
+    held: HeldCopy | undefined,
+    returned: ReturnedCopy | undefined,
+  ): void {
     this.handle(() => {
       if (this.over || this.connection !== undefined) {
         connection.close(this);
         return;
       }
       this.connection = connection;
-      this.#disks?.introduced(held);
+      this.#disks?.introduced(held, returned);
       this.#decoder = new Decoder({
         admit: () => 0,
         message: (m) => {

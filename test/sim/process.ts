@@ -1,5 +1,5 @@
 /** What every simulated process has: a life, a clock that runs a little wrong, and the chance to be stopped. */
-import type { HeldCopy } from '../../src/ft/disk/storage.ts';
+import type { HeldCopy, ReturnedCopy } from '../../src/ft/disk/storage.ts';
 import { encodeMessage } from '../../src/ft/wire/codec.ts';
 import type { Message } from '../../src/ft/wire/message.ts';
 import type { Connection, Endpoint } from './network.ts';
@@ -46,6 +46,11 @@ export abstract class SimProcess implements Endpoint {
     return undefined;
   }
 
+  /** What its images are, where its host was a primary that was lost. */
+  get returned(): ReturnedCopy | undefined {
+    return undefined;
+  }
+
   /** This process's own monotonic clock. */
   get now(): number {
     return this.world.schedule.now * this.#rate + this.#offset;
@@ -80,7 +85,7 @@ export abstract class SimProcess implements Endpoint {
   /** Carries out the effects of what happened. */
   protected abstract carryOut(): void;
   /** A connection was accepted here. */
-  abstract accepted(connection: Connection): void;
+  abstract accepted(connection: Connection, toldReturned: boolean): void;
   protected abstract received(bytes: Uint8Array): void;
   protected abstract lost(): void;
 

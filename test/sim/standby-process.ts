@@ -7,7 +7,7 @@ import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Standby, StandbyEffect } from '../../src/ft/core/standby.ts';
 import { TapReplay } from '../../src/ft/core/tap-replay.ts';
 import type { DiskOps, ReplicaDisks } from '../../src/ft/disk/replica-disks.ts';
-import type { HeldCopy } from '../../src/ft/disk/storage.ts';
+import type { HeldCopy, ReturnedCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { DISK_OPS_VERSION } from '../../src/ft/wire/disk-ops.ts';
 import { FAULT, type Fault, type FaultCode, fault } from '../../src/ft/wire/fault.ts';
@@ -61,6 +61,9 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
   #disks: ReplicaDisks | undefined;
   /** Whether the primary of this connection was told that the copies are whole. */
   #told = false;
+  #toldReturned = false;
+  /** Epochs that a disk refused since the last first copy. */
+  #refused = 0;
   #resets = 0;
   #connections = 0;
 
@@ -102,6 +105,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     return this.#disks?.held;
   }
 
+  override get returned(): ReturnedCopy | undefined {
+    return this.#disks?.returned;
+  }
+
   /** A disk here is of no use now: the primary is told, and turned away. */
   #refuse(sentence: string): void {
     if (this.world.sound(this.host)) throw new Violation('P', `a sound disk refuses: ${sentence}`);
@@ -127,12 +134,13 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     this.post(this.world.config.tick, () => this.#tick());
   }
 
-  accepted(connection: Connection): void {
+  accepted(connection: Connection, toldReturned: boolean): void {
     this.handle(() => {
       this.hangUp();
       this.connection = connection;
       this.#connections++;
       this.#told = this.held !== undefined;
+      this.#toldReturned = toldReturned;
       this.#unread = [];
       this.#paused = false;
       const decoder = new Decoder({
@@ -218,7 +226,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       case 'reset':
         this.#resets++;
         this.world.schedule.unsettled = true;
-        this.#disks?.reset(e.generation, this.#told);
+        this.#disks?.reset(e.generation, this.#told, this.#toldReturned);
+        this.#refused = 0;
         this.#staged = [];
         this.#replay.reset();
         this.#memory.fill(0);
@@ -483,6 +492,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
         if (resets !== this.#resets) return;
         const failed = disks.failure !== '';
         if (!failed) this.world.checker.disks(generation, id, imagesOf(this), 'applied');
+        // What waits for a disk that refuses is kept in memory: what was under way, and no more.
+        if (failed) this.#refused++;
+        const { checker, config } = this.world;
+        checker.bound('epochs that wait for a disk', this.#refused, 2 * config.epochsInFlight + 4);
         if (failed) this.world.log(`${this.name} did not apply ${id}: ${disks.failure}`);
         this.machine.applied(id, failed, this.now);
       });
@@ -529,6 +542,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     const next = new PrimaryProcess(
       ...([world, host, instance, generation, guest, nextSeq, this.client] as const),
     );
+    if (replicated) {
+      for (const disk of [0, 1]) world.storage[host]!.voidActivity(disk);
+      next.tookOver({ generation: receiver.generation, id: receiver.appliedId });
+    }
     world.replaced(this, next);
     if (world.bug !== 'no-replay') {
       this.#replay.replay({

@@ -90,6 +90,7 @@ export class HostStorage {
   readonly #world: World;
   readonly #images: readonly Medium[];
   readonly #records: readonly Medium[];
+  readonly #activities: readonly Medium[];
   /** Blocks of the images that have room of their own, by number of the guest's block. */
   readonly #room = new Uint8Array(BLOCKS);
   #pending: Pending[] = [];
@@ -104,11 +105,12 @@ export class HostStorage {
     const disks = Array.from({ length: DISKS });
     this.#images = disks.map(() => new Medium(DISK_BLOCKS * BLOCK_BYTES));
     this.#records = disks.map(() => new Medium(0));
+    this.#activities = disks.map(() => new Medium(0));
   }
 
   /** New, empty images, and no records. */
   clear(): void {
-    for (const medium of [...this.#images, ...this.#records]) medium.clear();
+    for (const medium of this.#all) medium.clear();
     this.#room.fill(0);
   }
 
@@ -122,7 +124,11 @@ export class HostStorage {
     }
     this.#pending = this.#pending.filter(({ over }) => !over);
     if (!host) return;
-    for (const medium of [...this.#images, ...this.#records]) medium.powerLoss(prng);
+    for (const medium of this.#all) medium.powerLoss(prng);
+  }
+
+  get #all(): Medium[] {
+    return [...this.#images, ...this.#records, ...this.#activities];
   }
 
   /** What the images hold, by block. */
@@ -168,16 +174,34 @@ export class HostStorage {
 
   /** The record beside the image of `disk`. */
   recordOf(process: SimProcess, disk: number): LogFile {
-    const medium = this.#records[disk]!;
+    return this.#fileOf(process, `record ${disk}`, this.#records[disk]!);
+  }
+
+  /** The activity log beside the image of `disk`. */
+  activityOf(process: SimProcess, disk: number): LogFile {
+    return this.#fileOf(process, `activity log ${disk}`, this.#activities[disk]!);
+  }
+
+  /** There is no activity log any more. */
+  voidActivity(disk: number): void {
+    this.#activities[disk]!.clear();
+  }
+
+  /** Makes the image of `disk` durable. */
+  flushOf(process: SimProcess, disk: number): Promise<void> {
+    return this.#fileOf(process, `image ${disk}`, this.#images[disk]!).sync();
+  }
+
+  #fileOf(process: SimProcess, name: string, medium: Medium): LogFile {
     const request = <T>(land: (part: number) => void, result: () => T): Promise<T> =>
       new Promise((resolve, reject) => {
         this.begin(process, land, (code) => {
           if (code === ERRNO.OK) resolve(result());
-          else reject(new Error(`record ${disk}: error ${code}`));
+          else reject(new Error(`${name}: error ${code}`));
         });
       });
     return {
-      name: `record ${disk}`,
+      name,
       get sizeBytes() {
         return medium.bytes.length;
       },

@@ -11,6 +11,7 @@ import { Prng } from '../../src/base/prng.ts';
 import type { AuthorityConfig } from '../../src/ft/core/failover.ts';
 import type { PrimaryConfig, PrimaryPhase } from '../../src/ft/core/primary-types.ts';
 import type { StandbyConfig } from '../../src/ft/core/standby.ts';
+import { continues } from '../../src/ft/disk/storage.ts';
 import type { Hello } from '../../src/ft/wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';
 import { Checker, OutsideView, Violation } from './checkers.ts';
@@ -32,6 +33,8 @@ export interface Tally {
   answered: number;
   repeated: number;
   takeovers: number;
+  /** Copies that were offered what a lost primary's host still had. */
+  returns: number;
   coldStarts: number;
   faults: number;
   commits: number;
@@ -122,6 +125,7 @@ export class World {
       answered: 0,
       repeated: 0,
       takeovers: 0,
+      returns: 0,
       coldStarts: 0,
       faults: 0,
       commits: 0,
@@ -354,9 +358,11 @@ export class World {
     this.schedule.after(delay, () => {
       if (!from.alive || !to.alive || !to.listens || this.network.partitioned) return;
       const connection = new Connection(this.network, from, to);
-      const { held } = to;
-      to.accepted(connection);
-      from.established(connection, held);
+      const { held, returned } = to;
+      const told = returned !== undefined && continues(from.origin, returned);
+      to.accepted(connection, told);
+      from.established(connection, held, told ? returned : undefined);
+      if (told) this.tally.returns++;
     });
   }
 

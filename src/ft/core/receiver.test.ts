@@ -20,6 +20,17 @@ describe('Receiver', () => {
     expect([s.receiver.appliedId, s.receiver.degraded]).toEqual([1, true]);
   });
 
+  it('asks for a copy anew after a disk has refused, and may take over all the same', () => {
+    const s = new StandbyEnd();
+    s.begin(1);
+    s.part(1, 0);
+    s.commit(1);
+    s.validated(1);
+    s.receiver.applied(1, true);
+    expect(s.receiver.complete).toBe(true);
+    expect(s.receiver.hello).toMatchObject({ committedId: 1, complete: false });
+  });
+
   it('validates one transaction after the other while more arrive', () => {
     const s = new StandbyEnd();
     for (const id of [1, 2, 3]) {

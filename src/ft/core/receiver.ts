@@ -135,7 +135,8 @@ export class Receiver {
       ...this.#identity,
       generation: this.#generation,
       committedId: this.#committedId,
-      complete: this.#complete,
+      // A disk that has refused needs a copy anew: a stream that went on would only add to what waits for it in memory.
+      complete: this.#complete && !this.#degraded,
       ended: this.#ended,
     };
   }
@@ -301,6 +302,7 @@ export class Receiver {
     if (message.mode === 'resume') {
       const fits =
         this.#complete &&
+        !this.#degraded &&
         !this.#ended &&
         message.generation === this.#generation &&
         message.id === this.#committedId;
