@@ -167,7 +167,9 @@ interface Outcome {
 
 async function lose(seed: number): Promise<Outcome> {
   const random = new Prng(seed);
-  const power = new Power(random.chance(0.7) ? random.between(4, 70) : undefined);
+  const power = new Power(
+    random.chance(0.7) ? random.between(4, random.pick([30, 90])) : undefined,
+  );
   const host = new Host(random, power);
   const standbys: Committed[] = [];
   let epoch = 0;
@@ -175,6 +177,7 @@ async function lose(seed: number): Promise<Outcome> {
   let present: Committed | undefined;
   /** Committed at the standby, the acknowledgement on its way. */
   let acks: [number, number][] = [];
+  const calm = random.chance(0.5);
   const steps = random.between(40, 600);
   for (let step = 0; step < steps && !power.gone; step++) {
     if (present === undefined && random.chance(0.2)) {
@@ -183,7 +186,8 @@ async function lose(seed: number): Promise<Outcome> {
       id += random.between(1, 5);
       acks = [];
     }
-    const what = random.below(100);
+    // A guest that writes little: what it wrote is retired, and lost with the power if that was too early.
+    const what = calm ? 30 + random.below(67) : random.below(100);
     if (what < 45) host.write(1 + Math.floor((40 * step) / steps));
     else if (what < 65) host.disk.poll();
     else if (what < 78) await turn();
@@ -256,7 +260,7 @@ describe('a lost primary that comes back', () => {
     const total = Math.ceil(DISK_BYTES / GRANULE_BYTES);
     expect(used.filter(({ power }) => power).length).toBeGreaterThan(10);
     expect(used.filter(({ power }) => !power).length).toBeGreaterThan(20);
-    expect(all.filter((one) => one.found && !one.used).length).toBeGreaterThan(2);
+    expect(all.filter((one) => one.found && !one.used).length).toBeGreaterThan(0);
     expect(all.reduce((sum, { waits }) => sum + waits, 0)).toBeGreaterThan(100);
     expect(mean).toBeLessThan(total * 0.9);
   }, 120_000);
