@@ -35,7 +35,14 @@ const LEASE_FAULTS = [
 ] as const;
 
 /** What can befall the storage of a host, where the guest's disks are replicated. */
-const DISK_FAULTS = ['host-disk-slow', 'host-disk-failing', 'host-disk-full', 'kill-host'] as const;
+const DISK_FAULTS = [
+  'host-disk-slow',
+  'host-disk-failing',
+  'host-disk-full',
+  'kill-host',
+  /** The primary is lost soon after protection has come back: the second failure, and the third. */
+  'kill-when-protected',
+] as const;
 
 export type FaultKind =
   | (typeof FAULTS)[number]
@@ -85,6 +92,8 @@ export interface Wanted {
   readonly onlyLeases: boolean;
   /** Whether disks are replicated; undefined: as the seed says. */
   readonly replicated: boolean | undefined;
+  /** What is to befall, and nothing else; undefined: as the seed says. */
+  readonly faults: readonly FaultKind[] | undefined;
 }
 
 /**
@@ -106,6 +115,7 @@ export function drawConfig(prng: Prng, leasePrng: Prng, diskPrng: Prng, wanted: 
     faults.push(...LEASE_FAULTS.filter(() => leasePrng.chance(0.35)));
   }
   if (replicated) faults.push(...DISK_FAULTS.filter(() => diskPrng.chance(0.5)));
+  if (wanted.faults !== undefined) faults = [...wanted.faults];
   return {
     policy: {
       ...POLICY_DEFAULTS,

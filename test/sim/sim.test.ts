@@ -62,6 +62,21 @@ describe('simulation', () => {
   });
 });
 
+describe('simulation of replicated disks', () => {
+  it('takes over again after protection has come back, and takes lost hosts back', async () => {
+    const sum = { chains: 0, returns: 0 };
+    for (let seed = 1; seed <= 40; seed++) {
+      const faults = ['kill-when-protected', 'kill-when-protected', 'host-disk-slow'] as const;
+      const { failure, tally } = await runSeed(seed, { replicated: true, faults });
+      expect(failure, `seed ${seed}`).toBeUndefined();
+      if (tally!.takeovers > 1) sum.chains++;
+      sum.returns += tally!.returns;
+    }
+    expect(sum.chains).toBeGreaterThan(2);
+    expect(sum.returns).toBeGreaterThan(5);
+  });
+});
+
 describe('planted bugs', { timeout: 60_000 }, () => {
   it.each(Object.entries(PLANTED) as [Planted, number][])(
     'finds %s within %i seeds',

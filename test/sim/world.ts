@@ -15,7 +15,7 @@ import { continues } from '../../src/ft/disk/storage.ts';
 import type { Hello } from '../../src/ft/wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';
 import { Checker, OutsideView, Violation } from './checkers.ts';
-import { type Config, drawConfig } from './config.ts';
+import { type Config, drawConfig, type FaultKind } from './config.ts';
 import { blockOfRequest, mix, PAGE_BYTES, SECTORS, SimGuest } from './guest.ts';
 import { type LeaseClient, LeaseStore, StartingProcess } from './lease-store.ts';
 import { Connection, type Network } from './network.ts';
@@ -50,7 +50,20 @@ export interface RunOptions {
   readonly trace?: string[] | undefined;
   /** Whether the disks are replicated; undefined: as the seed says. */
   readonly replicated?: boolean | undefined;
+  /** What befalls; undefined: as the seed says. */
+  readonly faults?: readonly FaultKind[] | undefined;
 }
+
+/** What brings planted bugs of replicated disks to light. */
+const DISK_BUG_FAULTS: readonly FaultKind[] = [
+  'kill-standby',
+  'kill-at-step',
+  'kill-at-step',
+  'kill-host',
+  'host-disk-slow',
+  'cut',
+  'flip',
+];
 
 /** Set the draws for leases, and for replicated disks, apart from the others. */
 const LEASE_SEED = 2 ** 41;
@@ -91,6 +104,7 @@ export class World {
   /** Whether no transaction was tampered with beneath its checksums. */
   #soundStream = true;
   #protectedNow = false;
+  #killWhenProtected = false;
   /** What was found where throwing it would not end the run. */
   #found: unknown;
   /** Until when failures of a host's storage may still be noticed. */
@@ -98,7 +112,7 @@ export class World {
   /** By block: the last answered request whose write went there, of this start of the guest. */
   readonly #answered = new Map<number, number>();
 
-  constructor(seed: number, { bug, trace, replicated }: RunOptions = {}) {
+  constructor(seed: number, { bug, trace, replicated, faults }: RunOptions = {}) {
     this.prng = new Prng(seed);
     this.bug = bug;
     this.trace = trace;
@@ -106,6 +120,7 @@ export class World {
     this.config = drawConfig(this.prng, new Prng(seed + LEASE_SEED), new Prng(seed + DISK_SEED), {
       onlyLeases: bug !== undefined && LEASE_BUGS.includes(bug),
       replicated: diskBug ? true : (replicated ?? (bug === undefined ? undefined : false)),
+      faults: diskBug ? DISK_BUG_FAULTS : faults,
     });
     this.storage = this.config.replicated ? [new HostStorage(this), new HostStorage(this)] : [];
     this.disk = new SharedDisk(this.schedule, this.prng);
@@ -332,6 +347,12 @@ export class World {
     this.log(`${p.name} is ${phase}`);
     this.#protectedNow = phase === 'protected';
     if (phase === 'protected') this.#standbyStale = false;
+    if (phase === 'protected' && this.#killWhenProtected) {
+      this.#killWhenProtected = false;
+      this.schedule.after(this.prng.below(900), () => {
+        if (!this.#calm) p.die(this.prng.chance(0.3));
+      });
+    }
     if (phase === 'alone') this.#standbyStale = true;
   }
 
@@ -653,6 +674,9 @@ export class World {
         this.#storageTrouble(2500, (storage) => {
           storage.full = true;
         });
+        break;
+      case 'kill-when-protected':
+        this.#killWhenProtected = true;
         break;
       case 'kill-host':
         some?.die(true);
