@@ -47,7 +47,10 @@ function node(args, env = {}, limitMs = partLimitMs) {
 
 /** A check that has no tests to count: nothing when it is content, one failure when it is not. */
 function check(...args) {
-  return async () => ({ passed: 0, failed: (await node(args)) === 0 ? 0 : 1, skipped: 0 });
+  return async () => {
+    if ((await node(args)) === 0) return { passed: 0, failed: 0, skipped: 0 };
+    return { passed: 0, failed: 1, skipped: 0, told: ['it complains, see above'] };
+  };
 }
 
 /** A suite of vitest, counted by its JSON report. */
@@ -65,7 +68,8 @@ function suite(config, label) {
     const { countsOf } = await import('../dist/test/vitest-counts.js');
     const counts = countsOf(report);
     // vitest also fails for what belongs to no test: an unhandled rejection, a worker that died.
-    return status !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
+    if (status === 0 || counts.failed > 0) return counts;
+    return { ...counts, failed: 1, told: [`all tests passed, but vitest ended with ${status}`] };
   };
 }
 
@@ -81,7 +85,7 @@ function program(path, args, limitMs = partLimitMs) {
     await node(command, { TSVMM_TEST_COUNTS: file }, limitMs);
     return existsSync(file)
       ? JSON.parse(readFileSync(file, 'utf8'))
-      : { passed: 0, failed: 1, skipped: 0 };
+      : { passed: 0, failed: 1, skipped: 0, told: ['it ended without its counts'] };
   };
 }
 
@@ -106,6 +110,7 @@ if (unknown.length > 0) {
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 const summary = [];
+/** What failed and what was tried again, said once more at the end: a log may keep no more than that. */
 const told = [];
 for (const [name, run] of parts) {
   if (wanted.length > 0 && name !== 'compile' && !wanted.includes(name)) continue;
@@ -113,7 +118,7 @@ for (const [name, run] of parts) {
   const start = Date.now();
   const counts = await run().catch((error) => {
     process.stderr.write(`${error.stack}\n`);
-    return { passed: 0, failed: 1, skipped: 0 };
+    return { passed: 0, failed: 1, skipped: 0, told: [String(error)] };
   });
   for (const key of Object.keys(total)) total[key] += counts[key];
   for (const line of counts.told ?? []) told.push(`${name}: ${line}`);

@@ -46,6 +46,8 @@ export interface LabOptions {
   readonly stdin?: Readable;
   readonly stdout: Writable;
   readonly stderr: Writable;
+  /** Told what is known of the emulator's faults in this run. */
+  readonly note?: (text: string) => void;
   /** Ends the lab early. */
   readonly signal?: AbortSignal;
 }
@@ -210,6 +212,8 @@ class Machine {
           } else if (line.startsWith('exit ')) {
             status = Number(line.slice(5));
             finish('control');
+          } else if (line.startsWith('note ')) {
+            this.#options.note?.(line.slice(5));
           } else {
             reject(this.#failure(`the lab did not start: ${line}`));
           }

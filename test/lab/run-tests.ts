@@ -99,11 +99,12 @@ function watched(target: NodeJS.WritableStream, stalled: () => void): Writable {
   });
 }
 
-/** Runs the tests of one file in a lab of its own; undefined when that lab came to no end. */
-async function insideOnce(file: string, attempt: number): Promise<Counts | undefined> {
+/** Runs the tests of one file in a lab of its own; the remarks also say how that lab came to no good end. */
+async function insideOnce(file: string, attempt: number): Promise<Counts> {
   const out = join(work, `out-${file.replaceAll('/', '_')}-${attempt}`);
   const report = join(out, 'lab.json');
   const ended = new AbortController();
+  const remarks: string[] = [];
   const interrupt = (): void => {
     interrupted = true;
     ended.abort();
@@ -127,22 +128,49 @@ async function insideOnce(file: string, attempt: number): Promise<Counts | undef
       outDirectory: out,
       stdout,
       stderr: process.stderr,
+      note: (text) => remarks.push(`${file}: ${text}`),
       signal: ended.signal,
     });
   } catch (error) {
     if (!(error instanceof LabError)) throw error;
+    remarks.push(`${file}: ${excerpt(error.message)}`);
     process.stdout.write(`lab: ${file}: ${error.message}\n`);
   } finally {
     stdout.destroy();
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(signal, interrupt);
   }
-  return existsSync(report) ? countsOf(report) : undefined;
+  const counts = existsSync(report) ? countsOf(report) : { passed: 0, failed: 1, skipped: 0 };
+  return { ...counts, remarks: [...(counts.remarks ?? []), ...remarks] };
+}
+
+/** The first line, and the last ones, of what may be a whole console. */
+function excerpt(text: string): string {
+  const lines = text.split('\n');
+  return lines.length <= 8 ? text : [lines[0], '...', ...lines.slice(-6)].join('\n    ');
 }
 
 /** Somebody wants the whole run to end. */
 let interrupted = false;
 /** How often a file is run until it passes; each failed try stands in the output. */
 const attemptsMax = 3;
+
+/** Runs a file until it passes; says at the end how often, how long, and what went wrong. */
+async function insideFile(file: string): Promise<Counts> {
+  const remarks: string[] = [];
+  const start = performance.now();
+  let found: Counts | undefined;
+  let attempt = 0;
+  while (attempt < attemptsMax && found?.failed !== 0 && !interrupted) {
+    attempt++;
+    if (attempt > 1) process.stdout.write(`lab: ${file} again, in a fresh lab (try ${attempt})\n`);
+    found = await insideOnce(file, attempt);
+    remarks.push(...(found.remarks ?? []));
+  }
+  const seconds = ((performance.now() - start) / 1000).toFixed(0);
+  const tries = attempt === 1 ? '' : `, ${attempt} tries`;
+  remarks.push(`${file}: ${seconds} s${tries}: ${closingLine(found ?? noTests)}`);
+  return { ...(found ?? noTests), remarks };
+}
 
 /**
  * One lab for each file: QEMU's software CPU, or a guest on it, is known to stand still now and then under load. Then only
@@ -152,17 +180,7 @@ async function inside(filters: readonly string[]): Promise<Counts> {
   let counts = noTests;
   for (const file of labTests) {
     if (filters.length > 0 && !filters.some((filter) => file.includes(filter))) continue;
-    let found: Counts | undefined;
-    for (
-      let attempt = 1;
-      attempt <= attemptsMax && found?.failed !== 0 && !interrupted;
-      attempt++
-    ) {
-      if (attempt > 1)
-        process.stdout.write(`lab: ${file} again, in a fresh lab (try ${attempt})\n`);
-      found = (await insideOnce(file, attempt)) ?? { passed: 0, failed: 1, skipped: 0 };
-    }
-    counts = add(counts, found ?? noTests);
+    counts = add(counts, await insideFile(file));
   }
   return counts;
 }
@@ -200,6 +218,7 @@ try {
   const counts = await main();
   const file = process.env.TSVMM_TEST_COUNTS;
   if (file !== undefined) writeFileSync(file, JSON.stringify(counts));
+  if (counts.remarks?.length) process.stdout.write(`\n${counts.remarks.join('\n')}\n`);
   process.stdout.write(`${closingLine(counts)}\n`);
   process.exitCode = counts.failed === 0 ? 0 : 1;
 } finally {

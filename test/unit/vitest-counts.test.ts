@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { add, closingLine, countsOf } from '../vitest-counts.ts';
+import { add, closingLine, countsOf, noTests } from '../vitest-counts.ts';
 
 describe('counts of a vitest report', () => {
   const work = mkdtempSync(join(tmpdir(), 'counts-'));
@@ -25,17 +25,40 @@ describe('counts of a vitest report', () => {
         file('failed', 'passed', 'failed', 'failed'),
       ],
     };
-    expect(counts(JSON.stringify(report))).toEqual({ passed: 2, failed: 2, skipped: 3 });
+    expect(counts(JSON.stringify(report))).toMatchObject({ passed: 2, failed: 2, skipped: 3 });
   });
 
   it('takes a file that fails outside its tests for a failure', () => {
     const report = { testResults: [file('failed'), file('failed', 'passed')] };
-    expect(counts(JSON.stringify(report))).toEqual({ passed: 1, failed: 2, skipped: 0 });
+    expect(counts(JSON.stringify(report))).toMatchObject({ passed: 1, failed: 2, skipped: 0 });
   });
 
   it('takes a missing or broken report for a failure', () => {
-    expect(counts('{"testRes')).toEqual({ passed: 0, failed: 1, skipped: 0 });
-    expect(countsOf(join(work, 'nothing'))).toEqual({ passed: 0, failed: 1, skipped: 0 });
+    expect(counts('{"testRes')).toMatchObject({ passed: 0, failed: 1, skipped: 0 });
+    expect(countsOf(join(work, 'nothing'))).toMatchObject({ passed: 0, failed: 1, skipped: 0 });
+  });
+
+  it('say what failed and how, without all of a long error', () => {
+    const assertionResults = [
+      { status: 'passed', fullName: 'a good one' },
+      {
+        status: 'failed',
+        fullName: 'a bad one',
+        failureMessages: [Array.from({ length: 30 }, (_, i) => `line ${i}`).join('\n')],
+      },
+    ];
+    const testResults = [
+      { name: join(process.cwd(), 'test/x.test.ts'), status: 'failed', assertionResults },
+      { name: '/y.test.ts', status: 'failed', message: 'cannot load', assertionResults: [] },
+    ];
+    const { remarks = [] } = counts(JSON.stringify({ testResults }));
+    expect(remarks[0]).toBe('failed: test/x.test.ts: a bad one');
+    expect(remarks[1]).toBe('    line 0');
+    expect(remarks).toContain('    ...');
+    expect(remarks).not.toContain('    line 20');
+    expect(remarks.at(-1)).toBe('    cannot load');
+    expect(remarks.filter((line) => line.startsWith('failed: '))).toHaveLength(2);
+    expect(add(noTests, { ...noTests, remarks }).remarks).toEqual(remarks);
   });
 
   it('are summed and written as one line', () => {
