@@ -8,7 +8,7 @@ export interface Counts {
   readonly failed: number;
   readonly skipped: number;
   /** Lines for the end of a run, where they are not overlooked: what failed and why, what was tried again. */
-  readonly remarks?: readonly string[];
+  readonly told?: readonly string[];
 }
 
 export const noTests: Counts = { passed: 0, failed: 0, skipped: 0 };
@@ -48,12 +48,12 @@ export function countsOf(path: string): Counts {
   try {
     report = JSON.parse(readFileSync(path, 'utf8'));
   } catch {
-    return { passed: 0, failed: 1, skipped: 0, remarks: ['the tests ended without a report'] };
+    return { passed: 0, failed: 1, skipped: 0, told: ['the tests ended without a report'] };
   }
   let passed = 0;
   let failed = 0;
   let skipped = 0;
-  const remarks: string[] = [];
+  const told: string[] = [];
   for (const file of report.testResults ?? []) {
     const where = relative(process.cwd(), file.name ?? 'a file without a name');
     let failedHere = 0;
@@ -61,16 +61,16 @@ export function countsOf(path: string): Counts {
       if (status === 'passed') passed++;
       else if (status === 'failed') {
         failedHere++;
-        remarks.push(`failed: ${where}: ${fullName}`, ...shortened(failureMessages?.[0] ?? ''));
+        told.push(`failed: ${where}: ${fullName}`, ...shortened(failureMessages?.[0] ?? ''));
       } else skipped++;
     }
     if (file.status === 'failed' && failedHere === 0) {
       failedHere = 1;
-      remarks.push(`failed: ${where}`, ...shortened(file.message ?? ''));
+      told.push(`failed: ${where}`, ...shortened(file.message ?? ''));
     }
     failed += failedHere;
   }
-  return { passed, failed, skipped, remarks };
+  return { passed, failed, skipped, told };
 }
 
 /** The sum of two counts. */
@@ -79,7 +79,7 @@ export function add(a: Counts, b: Counts): Counts {
     passed: a.passed + b.passed,
     failed: a.failed + b.failed,
     skipped: a.skipped + b.skipped,
-    remarks: [...(a.remarks ?? []), ...(b.remarks ?? [])],
+    told: [...(a.told ?? []), ...(b.told ?? [])],
   };
 }
 

@@ -55,7 +55,7 @@ export class GuestConsole {
    * Waits until the guest has written something that matches, after what earlier calls matched, and
    * returns the match. Throws with the end of the console after `timeoutMs` or when the process ends.
    */
-  async expect(pattern: RegExp, timeoutMs = 60_000): Promise<RegExpExecArray> {
+  async expect(pattern: RegExp, timeoutMs = 120_000): Promise<RegExpExecArray> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       const match = pattern.exec(this.#text.slice(this.#read));
@@ -90,7 +90,7 @@ export class GuestConsole {
    * Runs a command in the guest's shell and returns what it wrote. Throws when its exit status is not
    * 0. Only for a shell that is at its prompt.
    */
-  async command(line: string, timeoutMs = 60_000): Promise<string> {
+  async command(line: string, timeoutMs = 120_000): Promise<string> {
     // In the echo of the typed line both marks are in quotes, so only the commands' output matches.
     this.type(`echo 'be'gin; ${line}; echo 'mark'"-$?-end"\n`);
     await this.expect(/^begin\n/m, timeoutMs);
@@ -102,7 +102,7 @@ export class GuestConsole {
   }
 
   /** Waits for the end and returns the exit status, or the name of the signal that ended it. */
-  async ended(timeoutMs = 60_000): Promise<number | string> {
+  async ended(timeoutMs = 120_000): Promise<number | string> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {

@@ -32,12 +32,12 @@ function run(cpus: number, ...more: string[]): GuestConsole {
   return guest;
 }
 
-/** Copies data round memory and checks it; counts rounds, and keeps what went wrong. */
+/** Copies data round memory and checks it; counts rounds, and keeps what went wrong. Leaves some time to the console. */
 const load = [
   'mkdir -p /tmp/load; cd /tmp/load; dd if=/dev/urandom of=a bs=64k count=4 2>/dev/null',
   'sum=$(md5sum <a); i=0',
   '(while :; do cp a b; cat b >c; [ "$(md5sum <c)" = "$sum" ] || echo $i >>wrong',
-  'i=$((i+1)); echo $i >count; done) & cd /root',
+  'i=$((i+1)); echo $i >count; usleep 20000; done) & cd /root',
 ].join('; ');
 /** A timer that fires every tenth of a second. */
 const ticks = '(n=0; while :; do usleep 100000; n=$((n+1)); echo $n >/tmp/ticks; done) &';

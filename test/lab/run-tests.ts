@@ -99,12 +99,12 @@ function watched(target: NodeJS.WritableStream, stalled: () => void): Writable {
   });
 }
 
-/** Runs the tests of one file in a lab of its own; the remarks also say how that lab came to no good end. */
+/** Runs the tests of one file in a lab of its own; the told also say how that lab came to no good end. */
 async function insideOnce(file: string, attempt: number): Promise<Counts> {
   const out = join(work, `out-${file.replaceAll('/', '_')}-${attempt}`);
   const report = join(out, 'lab.json');
   const ended = new AbortController();
-  const remarks: string[] = [];
+  const told: string[] = [];
   const interrupt = (): void => {
     interrupted = true;
     ended.abort();
@@ -128,19 +128,19 @@ async function insideOnce(file: string, attempt: number): Promise<Counts> {
       outDirectory: out,
       stdout,
       stderr: process.stderr,
-      note: (text) => remarks.push(`${file}: ${text}`),
+      note: (text) => told.push(`${file}: ${text}`),
       signal: ended.signal,
     });
   } catch (error) {
     if (!(error instanceof LabError)) throw error;
-    remarks.push(`${file}: ${excerpt(error.message)}`);
+    told.push(`${file}: ${excerpt(error.message)}`);
     process.stdout.write(`lab: ${file}: ${error.message}\n`);
   } finally {
     stdout.destroy();
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(signal, interrupt);
   }
   const counts = existsSync(report) ? countsOf(report) : { passed: 0, failed: 1, skipped: 0 };
-  return { ...counts, remarks: [...(counts.remarks ?? []), ...remarks] };
+  return { ...counts, told: [...(counts.told ?? []), ...told] };
 }
 
 /** The first line, and the last ones, of what may be a whole console. */
@@ -156,7 +156,7 @@ const attemptsMax = 3;
 
 /** Runs a file until it passes; says at the end how often, how long, and what went wrong. */
 async function insideFile(file: string): Promise<Counts> {
-  const remarks: string[] = [];
+  const told: string[] = [];
   const start = performance.now();
   let found: Counts | undefined;
   let attempt = 0;
@@ -164,12 +164,12 @@ async function insideFile(file: string): Promise<Counts> {
     attempt++;
     if (attempt > 1) process.stdout.write(`lab: ${file} again, in a fresh lab (try ${attempt})\n`);
     found = await insideOnce(file, attempt);
-    remarks.push(...(found.remarks ?? []));
+    told.push(...(found.told ?? []));
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(0);
   const tries = attempt === 1 ? '' : `, ${attempt} tries`;
-  remarks.push(`${file}: ${seconds} s${tries}: ${closingLine(found ?? noTests)}`);
-  return { ...(found ?? noTests), remarks };
+  told.push(`${file}: ${seconds} s${tries}: ${closingLine(found ?? noTests)}`);
+  return { ...(found ?? noTests), told };
 }
 
 /**
@@ -218,7 +218,7 @@ try {
   const counts = await main();
   const file = process.env.TSVMM_TEST_COUNTS;
   if (file !== undefined) writeFileSync(file, JSON.stringify(counts));
-  if (counts.remarks?.length) process.stdout.write(`\n${counts.remarks.join('\n')}\n`);
+  if (counts.told?.length) process.stdout.write(`\n${counts.told.join('\n')}\n`);
   process.stdout.write(`${closingLine(counts)}\n`);
   process.exitCode = counts.failed === 0 ? 0 : 1;
 } finally {

@@ -51,14 +51,14 @@ describe('counts of a vitest report', () => {
       { name: join(process.cwd(), 'test/x.test.ts'), status: 'failed', assertionResults },
       { name: '/y.test.ts', status: 'failed', message: 'cannot load', assertionResults: [] },
     ];
-    const { remarks = [] } = counts(JSON.stringify({ testResults }));
-    expect(remarks[0]).toBe('failed: test/x.test.ts: a bad one');
-    expect(remarks[1]).toBe('    line 0');
-    expect(remarks).toContain('    ...');
-    expect(remarks).not.toContain('    line 20');
-    expect(remarks.at(-1)).toBe('    cannot load');
-    expect(remarks.filter((line) => line.startsWith('failed: '))).toHaveLength(2);
-    expect(add(noTests, { ...noTests, remarks }).remarks).toEqual(remarks);
+    const { told = [] } = counts(JSON.stringify({ testResults }));
+    expect(told[0]).toBe('failed: test/x.test.ts: a bad one');
+    expect(told[1]).toBe('    line 0');
+    expect(told).toContain('    ...');
+    expect(told).not.toContain('    line 20');
+    expect(told.at(-1)).toBe('    cannot load');
+    expect(told.filter((line) => line.startsWith('failed: '))).toHaveLength(2);
+    expect(add(noTests, { ...noTests, told }).told).toEqual(told);
   });
 
   it('are summed and written as one line', () => {
