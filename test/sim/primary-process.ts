@@ -363,7 +363,9 @@ export class PrimaryProcess
           if (m.cmd === 'HEARTBEAT' && m.generation === this.machine.sender.generation) {
             this.#disks?.disks.confirmed(m.appliedId);
           }
-          this.machine.message(m, this.now);
+          // What a disk has asked for meanwhile comes before this message, as in the shell.
+          if (this.#disks !== undefined) this.carryOut();
+          if (this.alive) this.machine.message(m, this.now);
         },
         fault: (f) => this.machine.decodeFault(f, this.now),
       });

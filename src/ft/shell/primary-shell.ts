@@ -121,11 +121,14 @@ export class PrimaryShell {
           ) {
             disks?.confirmed(message.appliedId);
           }
+          // What a device or disk has asked for meanwhile, and waits for its turn: a return in this message comes behind it.
+          this.#run();
           this.primary.message(message, this.#now());
           // Before the next message: what this one asked for comes first, or a capture mixes with a return behind it.
           this.#run();
         },
         fault: (fault) => {
+          this.#run();
           this.primary.decodeFault(fault, this.#now());
           this.#run();
         },
