@@ -26,6 +26,8 @@ export async function recoverImages(
   const journals = images.map(({ record }) => record.takeRecords());
   const replicas = images.filter(({ record }) => record.mark?.state === IMAGE.replica);
   if (replicas.length === 0) return undefined;
+  // Before an image is touched: where the power went afterwards, fewer records would do older epochs again, over these.
+  for (const { record } of replicas) await record.sync();
   let whole = Number.POSITIVE_INFINITY;
   for (const [i, { record }] of images.entries()) {
     const { mark } = record;

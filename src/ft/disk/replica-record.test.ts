@@ -80,6 +80,19 @@ describe('the record beside an image', () => {
     expect((await open(file.now)).record.takeRecords().map(({ id }) => id)).toEqual([21]);
   });
 
+  it('makes what an earlier process could not flush durable before a recovery', async () => {
+    const { file, record } = await open();
+    await record.setMark(mark);
+    const { sync } = file;
+    file.sync = () => Promise.reject(new Error('killed'));
+    await expect(record.append(3, 8, [new Uint8Array(10)])).rejects.toThrow(/killed/);
+    file.sync = sync;
+    const again = await ReplicaRecord.open(file, crc);
+    await again.sync();
+    const after = await open(file.durable);
+    expect(after.record.takeRecords().map(({ id }) => id)).toEqual([8]);
+  });
+
   it('has no records unless the image is a copy', async () => {
     const { file, record } = await open();
     await record.setMark(mark);

@@ -178,6 +178,11 @@ export class ReplicaRecord {
     this.#number = read64(bytes, 56);
   }
 
+  /** Makes what was found durable: it may be from a process that died before it could. @throws VmmError `DISK_LOG` */
+  sync(): Promise<void> {
+    return this.#file.sync();
+  }
+
   /** The sound records that were found, oldest first. Once: they are not kept. */
   takeRecords(): JournalRecord[] {
     const found = this.#found;
