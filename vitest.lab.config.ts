@@ -17,8 +17,9 @@ export default defineConfig({
     isolate: false,
     maxWorkers: 1,
     fileParallelism: false,
-    // Once more, visibly, where a neighbour on the host starves a guest of its deadline.
-    retry: 1,
+    // The software CPU now and then loses a guest, and the tests behind it would wait for it in vain: the file is run again
+    // in a fresh lab at once (test/lab/run-tests.ts).
+    bail: 1,
     testTimeout: 360_000,
     hookTimeout: 360_000,
     teardownTimeout: 30_000,

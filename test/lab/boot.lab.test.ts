@@ -11,7 +11,7 @@ const cli = join(repositoryRoot(), 'dist/src/cli/main.js');
 const append = 'console=ttyS0 panic=-1 quiet';
 const verbose = 'console=ttyS0 earlyprintk=ttyS0 panic=-1';
 /** A boot takes 6 s when the host has nothing else to do. */
-const bootMs = 150_000;
+const bootMs = 120_000;
 
 const guests: GuestConsole[] = [];
 afterEach(async () => {

@@ -14,7 +14,7 @@ import { findProgram, LabError, repositoryRoot } from './tools.ts';
 
 const cli = join(repositoryRoot(), 'dist/src/cli/main.js');
 const append = 'console=ttyS0 panic=-1 quiet net.ifnames=0';
-const bootMs = 300_000;
+const bootMs = 120_000;
 const scratch = '/scratch/devices';
 
 function sh(script: string): string {
@@ -55,6 +55,7 @@ function md5From(host: string, port: number): Promise<string> {
     socket.on('data', (bytes) => sum.update(bytes));
     socket.on('end', () => resolve(sum.digest('hex')));
     socket.on('error', reject);
+    socket.setTimeout(60_000, () => socket.destroy(new Error('nothing more came for a minute')));
   });
 }
 
@@ -142,7 +143,8 @@ describe.skipIf(tools === undefined)('two disks and two network cards with stock
     await guest.command('iperf3 -s -D');
     for (const { net, driver } of cards) {
       for (const way of ['-i0', '-R']) {
-        const report = sh(`iperf3 -c ${net}.2 -t 5 ${way} -J`);
+        // A guest that stands still must not hold the tests' only thread.
+        const report = sh(`timeout 40 iperf3 -c ${net}.2 -t 5 ${way} -J`);
         const { end } = JSON.parse(report) as {
           end: { sum_received: { bytes: number; bits_per_second: number } };
         };
@@ -160,7 +162,7 @@ describe.skipIf(tools === undefined)('two disks and two network cards with stock
       const receiver = guest.command('nc -l -p 5000 | tee /tmp/blob | md5sum');
       await until('the listener', () => {
         try {
-          sh(`busybox nc ${net}.2 5000 <${scratch}/blob`);
+          sh(`timeout 40 busybox nc ${net}.2 5000 <${scratch}/blob`);
           return true;
         } catch {
           return false;

@@ -12,7 +12,7 @@ import { repositoryRoot } from './tools.ts';
 const cli = join(repositoryRoot(), 'dist/src/cli/main.js');
 /** Every character on the console is an exit, so the kernel's log stays off it. */
 const append = 'console=ttyS0 panic=-1 quiet';
-const bootMs = 150_000;
+const bootMs = 120_000;
 const scratch = mkdtempSync(join(tmpdir(), 'tsvmm-restore-'));
 const socket = join(scratch, 'control.sock');
 const file = join(scratch, 'state');

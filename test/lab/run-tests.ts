@@ -25,7 +25,7 @@ const downloadMib = Number(process.env.TSVMM_LAB_DOWNLOAD_MIB ?? 0);
 /** More than the tests of one file take on a machine that has other work as well. */
 const labTimeoutSeconds = 1500 + 24 * downloadMib;
 /** Longer than any single test may be silent: above the test timeout of vitest.lab.config.ts. */
-const silenceMs = 8 * 60_000 + downloadMib * 12_000;
+const silenceMs = 6.5 * 60_000 + downloadMib * 12_000;
 
 const root = repositoryRoot();
 const work = mkdtempSync(join(tmpdir(), 'tsvmm-test-lab-'));
@@ -152,7 +152,7 @@ function excerpt(text: string): string {
 /** Somebody wants the whole run to end. */
 let interrupted = false;
 /** How often a file is run until it passes; each failed try stands in the output. */
-const attemptsMax = 3;
+const attemptsMax = 4;
 
 /** Runs a file until it passes; says at the end how often, how long, and what went wrong. */
 async function insideFile(file: string): Promise<Counts> {
