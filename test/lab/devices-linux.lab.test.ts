@@ -252,7 +252,7 @@ describe.skipIf(fio === undefined || nbdServer === undefined)(
       await serve();
       guest = start(
         fio!,
-        ...['--memory', '640M', '--cpus', '4', '--control', control],
+        ...['--memory', '640M', '--cpus', '2', '--control', control],
         ...['--disk', `${scratch}/raw.img,cache=none`],
         ...['--disk', `nbd+unix:///?socket=${socket}`],
         ...['--disk', `${scratch}/gone.img,cache=writeback`],

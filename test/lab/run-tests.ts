@@ -152,7 +152,7 @@ function excerpt(text: string): string {
 /** Somebody wants the whole run to end. */
 let interrupted = false;
 /** How often a file is run until it passes; each failed try stands in the output. */
-const attemptsMax = 4;
+const attemptsMax = 6;
 
 /** Runs a file until it passes; says at the end how often, how long, and what went wrong. */
 async function insideFile(file: string): Promise<Counts> {
