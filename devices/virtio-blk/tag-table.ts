@@ -4,6 +4,7 @@
  */
 import { assert } from '../../src/base/assert.ts';
 import { BLOCK_OP, type BlockOp } from '../../src/block/backend.ts';
+import { KeptRequests } from '../../src/block/kept-requests.ts';
 import type { DirtySet } from '../../src/memory/dirty-set.ts';
 
 const FREE = 0;
@@ -17,11 +18,9 @@ export class TagTable {
   readonly #state: Uint8Array;
   readonly #heads: Uint16Array;
   readonly #status: Float64Array;
-  readonly #ops: Uint8Array;
   readonly #results: Int32Array;
-  readonly #segmentCounts: Uint32Array;
-  readonly #addresses: Float64Array[];
-  readonly #lengths: Uint32Array[];
+  /** Of each tag: what it does, and where a read writes. */
+  readonly #kept: KeptRequests;
   /** A stack of free tags. */
   readonly #freeTags: Uint16Array;
   #freeCount: number;
@@ -32,11 +31,8 @@ export class TagTable {
     this.#state = new Uint8Array(tags);
     this.#heads = new Uint16Array(tags);
     this.#status = new Float64Array(tags);
-    this.#ops = new Uint8Array(tags);
     this.#results = new Int32Array(tags);
-    this.#segmentCounts = new Uint32Array(tags);
-    this.#addresses = Array.from({ length: tags }, () => new Float64Array(8));
-    this.#lengths = Array.from({ length: tags }, () => new Uint32Array(8));
+    this.#kept = new KeptRequests(tags);
     this.#freeTags = Uint16Array.from({ length: tags }, (_, i) => tags - 1 - i);
     this.#freeCount = tags;
     this.#held = new Uint16Array(tags);
@@ -59,8 +55,8 @@ export class TagTable {
     this.#state[tag] = ACTIVE;
     this.#heads[tag] = head;
     this.#status[tag] = statusAddress;
-    this.#ops[tag] = op;
-    this.#segmentCounts[tag] = 0;
+    this.#kept.op[tag] = op;
+    this.#kept.count[tag] = 0;
     return tag;
   }
 
@@ -72,32 +68,25 @@ export class TagTable {
     first: number,
     count: number,
   ): void {
-    if (this.#addresses[tag]!.length < count) {
-      this.#addresses[tag] = new Float64Array(2 * count);
-      this.#lengths[tag] = new Uint32Array(2 * count);
-    }
-    const keptAddresses = this.#addresses[tag]!;
-    const keptLengths = this.#lengths[tag]!;
-    for (let i = 0; i < count; i++) {
-      keptAddresses[i] = addresses[first + i]!;
-      keptLengths[i] = lengths[first + i]!;
-    }
-    this.#segmentCounts[tag] = count;
+    this.#kept.keepSegments(tag, addresses, lengths, first, count);
   }
 
   /** Marks what a read has written as dirty. @returns its bytes */
   markSegments(tag: number, dirty: DirtySet): number {
+    const addresses = this.#kept.addresses(tag);
+    const lengths = this.#kept.lengths(tag);
+    const count = this.#kept.count[tag]!;
     let bytes = 0;
-    for (let i = 0; i < this.#segmentCounts[tag]!; i++) {
-      const length = this.#lengths[tag]![i]!;
-      dirty.mark(this.#addresses[tag]![i]!, length);
+    for (let i = 0; i < count; i++) {
+      const length = lengths[i]!;
+      dirty.mark(addresses[i]!, length);
       bytes += length;
     }
     return bytes;
   }
 
   opOf(tag: number): BlockOp {
-    return this.#ops[tag] as BlockOp;
+    return this.#kept.op[tag] as BlockOp;
   }
 
   headOf(tag: number): number {
@@ -110,8 +99,8 @@ export class TagTable {
 
   /** The request goes on as a flush under the same tag. */
   becomeFlush(tag: number): void {
-    this.#ops[tag] = BLOCK_OP.flush;
-    this.#segmentCounts[tag] = 0;
+    this.#kept.op[tag] = BLOCK_OP.flush;
+    this.#kept.count[tag] = 0;
   }
 
   isForgotten(tag: number): boolean {

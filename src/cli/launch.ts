@@ -134,16 +134,17 @@ function isOwn(path: string): boolean {
 }
 
 function load(): void {
-  const cache = cacheFolder();
+  const folderWanted = cacheFolder();
+  const cache = folderWanted !== undefined && isOwn(folderWanted) ? folderWanted : undefined;
   const { enableCompileCache } = module as {
     enableCompileCache?: (path: string) => unknown;
   };
-  if (cache !== undefined && enableCompileCache !== undefined) enableCompileCache(cache);
-  if (cache !== undefined && enableCompileCache === undefined && isOwn(cache)) {
+  if (cache !== undefined && enableCompileCache === undefined) {
     new CachedChunks(cache).require('./commands.cjs');
-  } else {
-    nodeRequire('./commands.cjs');
+    return;
   }
+  if (cache !== undefined) enableCompileCache?.(cache);
+  nodeRequire('./commands.cjs');
 }
 
 load();

@@ -1,6 +1,7 @@
 // Talks to a guest's serial console through the standard streams of the process that runs the guest
 // (tsvmm, or QEMU for comparison), as a person at a terminal would. Called by tests.
 import { type ChildProcess, spawn } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 
 /** A process whose standard streams are a guest's console. */
 export class GuestConsole {
@@ -68,7 +69,8 @@ export class GuestConsole {
         const why = left <= 0 ? `within ${timeoutMs} ms` : `before the end (${this.#ended})`;
         throw new Error(
           `the guest did not write ${pattern} ${why}; its console ended with:\n` +
-            `${this.#text.slice(-2000)}\nstandard error:\n${this.#stderr.slice(-2000)}`,
+            `${this.#text.slice(-2000)}\nstandard error:\n${this.#stderr.slice(-2000)}\n` +
+            `${this.#witness()}`,
         );
       }
       await new Promise<void>((resolve) => {
@@ -78,6 +80,24 @@ export class GuestConsole {
           resolve();
         };
       });
+    }
+  }
+
+  /**
+   * What tells a guest that was lost to the lab's software CPU from one that was lost by us: how many interrupts were
+   * delivered twice (lab-init.sh traces them), and what the process's threads do.
+   */
+  #witness(): string {
+    try {
+      const twice = readFileSync('/sys/kernel/tracing/trace', 'utf8').match(/kvm_exit:/g)?.length;
+      const threads = readdirSync(`/proc/${this.pid}/task`).map((thread) => {
+        const read = (file: string) =>
+          readFileSync(`/proc/${this.pid}/task/${thread}/${file}`, 'utf8').trim();
+        return `${read('comm')} ${read('wchan')}`;
+      });
+      return `interrupts delivered twice in this lab: ${twice ?? 0}; threads: ${threads.join(', ')}`;
+    } catch (error) {
+      return `no more is known (${(error as Error).message})`;
     }
   }
 

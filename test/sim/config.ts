@@ -59,8 +59,6 @@ export interface Config {
   readonly standbyTakesOver: boolean;
   /** Each host has a copy of the guest's disks; else the disk is shared. */
   readonly replicated: boolean;
-  /** Whether the guest has any disk. */
-  readonly guestWrites: boolean;
   readonly delay: number;
   readonly tick: number;
   readonly guestStep: number;
@@ -76,6 +74,11 @@ export interface Config {
   readonly faults: readonly FaultKind[];
   readonly safetyEnd: number;
   readonly livenessMax: number;
+}
+
+/** Whether the guest has disks: a shared one only where an arbiter decides who runs. */
+export function guestHasDisks(config: Config): boolean {
+  return config.replicated || !config.standbyTakesOver;
 }
 
 const POLICIES: readonly PolicyName[] = ['kemari', 'periodic', 'adaptive'];
@@ -131,7 +134,6 @@ export function drawConfig(prng: Prng, leasePrng: Prng, diskPrng: Prng, wanted: 
     primaryGoesOn,
     standbyTakesOver,
     replicated,
-    guestWrites: replicated || !standbyTakesOver,
     delay: prng.between(10, 120),
     tick: 150,
     guestStep: prng.between(20, 70),

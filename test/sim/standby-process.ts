@@ -16,6 +16,7 @@ import { decodePages, PAGE_ERROR, PAGES_VERSION } from '../../src/ft/wire/page-s
 import { SectionReader } from '../../src/ft/wire/sections.ts';
 import { SECTION } from '../../src/ft/wire/spec.ts';
 import { Violation } from './checkers.ts';
+import { guestHasDisks } from './config.ts';
 import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
 import { LeaseClient, type LeaseUser } from './lease-store.ts';
 import type { Connection } from './network.ts';
@@ -525,7 +526,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     world.checker.running(this.name, generation, receiver.complete);
     world.checker.standing(receiver.generation, receiver.appliedId, this.#standing());
     const { replicated } = world.config;
-    const guest = new SimGuest(world.config.guestWrites, replicated);
+    const guest = new SimGuest(guestHasDisks(world.config), replicated);
     guest.memory.set(this.#memory);
     guest.dirty.fill(1);
     guest.regs.set(this.#regs);

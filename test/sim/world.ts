@@ -15,7 +15,7 @@ import { continues } from '../../src/ft/disk/storage.ts';
 import type { Hello } from '../../src/ft/wire/message.ts';
 import { ARBITER, ON_PEER_LOSS, ROLE } from '../../src/ft/wire/spec.ts';
 import { Checker, OutsideView, Violation } from './checkers.ts';
-import { type Config, drawConfig, type FaultKind } from './config.ts';
+import { type Config, drawConfig, type FaultKind, guestHasDisks } from './config.ts';
 import { blockOfRequest, mix, PAGE_BYTES, SECTORS, SimGuest } from './guest.ts';
 import { type LeaseClient, LeaseStore, StartingProcess } from './lease-store.ts';
 import { Connection, type Network } from './network.ts';
@@ -281,7 +281,7 @@ export class World {
 
   /** A guest starts from scratch. */
   #boot(host: number, instance: string, generation: number, lease?: LeaseClient): PrimaryProcess {
-    const guest = new SimGuest(this.config.guestWrites, this.config.replicated);
+    const guest = new SimGuest(guestHasDisks(this.config), this.config.replicated);
     this.storage[host]?.clear();
     this.#answered.clear();
     guest.boot(++this.#incarnation);
@@ -390,7 +390,7 @@ export class World {
   toClient(frame: Uint32Array): void {
     this.schedule.after(20, () => {
       const n = this.client.frame(frame);
-      if (n === 0 || n % 2 !== 0 || !this.config.guestWrites) return;
+      if (n === 0 || n % 2 !== 0 || !guestHasDisks(this.config)) return;
       if (this.config.replicated) {
         this.#answered.set(blockOfRequest(n), n);
         return;
