@@ -12,6 +12,7 @@ import {
   rmSync,
   truncateSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -202,6 +203,13 @@ export class Pair {
   /** The standby's image: of its own, or the same. */
   get standbyDisk(): string {
     return this.#options.disks === 'replicate' ? this.path('disk-b.img') : this.disk;
+  }
+
+  /** Puts bytes into the guest's disk before it runs. */
+  fillDisk(bytes: Uint8Array, offsetBytes: number): void {
+    const fd = openSync(this.disk, 'r+');
+    writeSync(fd, bytes, 0, bytes.length, offsetBytes);
+    closeSync(fd);
   }
 
   /** The image that a host has. */

@@ -97,9 +97,7 @@ describe('replicated disks', { timeout: 120_000 }, () => {
     // Behind an empty stretch, so that the guest's journal ends there; and not a whole number of granules.
     const data = new Uint8Array(3 * MIB + 512);
     random.fill(data);
-    const fd = openSync(pair.disk, 'r+');
-    writeSync(fd, data, 0, data.length, 8 * MIB);
-    closeSync(fd);
+    pair.fillDisk(data, 8 * MIB);
     await pair.startStandby();
     pair.startPrimary();
     client.start();
@@ -223,9 +221,7 @@ describe('replicated disks', { timeout: 120_000 }, () => {
     const random = new Prng(12);
     const data = new Uint8Array(40 * MIB);
     random.fill(data);
-    const fd = openSync(pair.disk, 'r+');
-    writeSync(fd, data, 0, data.length, 16 * MIB);
-    closeSync(fd);
+    pair.fillDisk(data, 16 * MIB);
     await pair.startStandby();
     pair.startPrimary();
     client.start();

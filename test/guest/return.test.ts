@@ -50,9 +50,7 @@ async function begin(seed: number, options: PairOptions = {}): Promise<Ground> {
   const random = new Prng(seed);
   const data = new Uint8Array(100 * MIB);
   random.fill(data);
-  const fd = openSync(pair.disk, 'r+');
-  writeSync(fd, data, 0, data.length, 16 * MIB);
-  closeSync(fd);
+  pair.fillDisk(data, 16 * MIB);
   await pair.startStandby();
   pair.startPrimary();
   client.start();
