@@ -82,8 +82,13 @@ const RULES: Readonly<Record<string, readonly string[]>> = {
   devices: ['src/base', 'src/bus', 'src/memory', 'src/pci', 'src/snapshot', 'src/virtio'],
 };
 
-/** Devices see backends only as interfaces: these modules and no other of their rooms. */
-const BACKEND_INTERFACES = ['src/block/backend.ts', 'src/net/backend.ts', 'src/console/backend.ts'];
+/** Devices see backends only as interfaces, and what both sides keep of a request: these modules and no other of their rooms. */
+const BACKEND_INTERFACES = [
+  'src/block/backend.ts',
+  'src/block/kept-requests.ts',
+  'src/net/backend.ts',
+  'src/console/backend.ts',
+];
 
 /** Rooms whose behaviour depends on nothing but their inputs. */
 const PURE = ['devices', 'src/virtio', 'src/pci', 'src/ft/core', 'src/ft/wire'];
