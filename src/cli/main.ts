@@ -5,7 +5,7 @@
 import { Command, CommanderError } from 'commander';
 import { VmmError } from '../base/error.ts';
 import type { ControlOptions, ProtectOptions } from './control.ts';
-import { printError } from './report.ts';
+import { outliveReaders, printError } from './report.ts';
 import { packageVersion } from './version.ts';
 
 function collect(value: string, previous: readonly string[]): readonly string[] {
@@ -204,6 +204,7 @@ function controlled(name: string, description: string): Command {
 }
 
 async function main(): Promise<void> {
+  outliveReaders();
   try {
     await program.parseAsync();
   } catch (error) {

@@ -3,7 +3,7 @@ import { createWriteStream } from 'node:fs';
 import { createRequire } from 'node:module';
 import pc from 'picocolors';
 import { AssertionError } from '../base/assert.ts';
-import { messageOf, VmmError } from '../base/error.ts';
+import { codeOf, messageOf, VmmError } from '../base/error.ts';
 import type { LogFields, Logger } from '../base/log.ts';
 
 /** Levels of `--log-level`, loudest last. */
@@ -27,6 +27,24 @@ export function printError(error: unknown): void {
   const kind =
     error instanceof AssertionError ? 'a broken invariant (please report)' : 'internal error';
   process.stderr.write(`${colours.red('tsvmm:')} ${kind}: ${stack}\n`);
+}
+
+/**
+ * Lets a command outlive whoever reads what it prints (`tsvmm status | head -1`, `tsvmm run 2>&1 | tee log`): the rest is dropped,
+ * and a guest runs on. Standard output that cannot be written for another reason, as on a full disk, is an error.
+ */
+export function outliveReaders(): void {
+  let said = false;
+  process.stdout.on('error', (error) => {
+    if (said || codeOf(error) === 'EPIPE') return;
+    said = true;
+    printError(new VmmError('STDOUT', `standard output cannot be written: ${messageOf(error)}`));
+    process.once('exit', () => {
+      process.exitCode ||= 1;
+    });
+  });
+  // There is nowhere left to say it.
+  process.stderr.on('error', () => {});
 }
 
 function fieldsText(fields: LogFields | undefined): string {

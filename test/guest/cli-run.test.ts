@@ -56,6 +56,49 @@ describe('the end of a guest is the end of the process', () => {
   });
 });
 
+describe('a reader that goes away', () => {
+  /** Runs a command whose output nobody reads any more when it comes. */
+  async function unread(args: readonly string[], deaf: 'stdout' | 'stderr'): Promise<Cli> {
+    const cli = start(args);
+    cli.child[deaf]!.destroy();
+    await cli.ended;
+    return cli;
+  }
+
+  it('ends no command with an error', async () => {
+    const socket = join(scratch.path, 'unread.sock');
+    const guest = start(runArgs('demo', 'period=20', '--control', socket, '--name', 'unread'));
+    await guest.says(/tick 1\n/);
+    for (const args of [['status'], ['status', '--json'], ['pause'], ['resume']]) {
+      const { ending, stderr } = await unread([...args, '--control', socket], 'stdout');
+      expect({ ending, stderr }, args.join(' ')).toEqual({ ending: 0, stderr: '' });
+    }
+    guest.kill('SIGHUP');
+    await guest.ended;
+    for (const args of [['check'], ['check', '--json'], ['--help'], ['--version']]) {
+      const { ending, stderr } = await unread(args, 'stdout');
+      expect({ ending, stderr }, args.join(' ')).toEqual({ ending: 0, stderr: '' });
+    }
+    expect((await unread(['status', '--control', socket], 'stderr')).ending).toBe(1);
+  });
+
+  it('ends no guest, whether it prints or logs', async () => {
+    const guest = runArgs('hello', 'say=x exit=5', '--log-level', 'debug');
+    const quiet = await unread(guest, 'stdout');
+    expect(quiet.ending).toBe(11);
+    expect(quiet.stderr).not.toMatch(/EPIPE|internal error/);
+    const { ending, stdout } = await unread(guest, 'stderr');
+    expect({ ending, stdout }).toEqual({ ending: 11, stdout: 'hello from a tsvmm guest: x\n' });
+  });
+
+  it('is told from a disk that is full', () => {
+    const command = `"${process.execPath}" "${cliPath}" --version >/dev/full`;
+    const { status, stderr } = spawnSync('sh', ['-c', command], { encoding: 'utf8' });
+    expect(stderr).toMatch(/^tsvmm: standard output cannot be written: ENOSPC[^\n]*\n$/);
+    expect(status).toBe(1);
+  });
+});
+
 describe('signals', () => {
   it('the first SIGTERM presses the power button', async () => {
     const cli = start(runArgs('acpi', 'button=wait hz=off rtc=off'));
