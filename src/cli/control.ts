@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { VmmError } from '../base/error.ts';
 import { askControl, controlPath } from '../monitor/control-server.ts';
+import { wholeArbiter } from './arbiter-paths.ts';
 
 /** Options that these commands share. */
 export interface ControlOptions {
@@ -30,11 +31,10 @@ export function fileRequest(file: string): Record<string, unknown> {
 /** What `tsvmm protect` asks the guest for. Its process opens files, so their paths are made whole here. */
 export function protectRequest(options: ProtectOptions): Record<string, unknown> {
   const { arbiter, key } = options;
-  const lock = arbiter?.startsWith('lock:') === true && arbiter.length > 5;
   return {
     'ft-peer': options.peer,
     'ft-key': key === undefined ? undefined : resolve(key),
-    'ft-arbiter': lock ? `lock:${resolve(arbiter.slice(5))}` : arbiter,
+    'ft-arbiter': arbiter === undefined ? undefined : wholeArbiter(arbiter),
     'ft-policy': options.ftPolicy,
     'ft-interval': options.ftInterval,
     'ft-max-downtime': options.ftMaxDowntime,

@@ -15,6 +15,7 @@ import {
 } from '../machine/config.ts';
 import { findSeaBios, readImage } from '../machine/firmware-file.ts';
 import { MEMORY_MAX_BYTES, MEMORY_MIN_BYTES } from '../machine/layout.ts';
+import { wholeArbiter } from './arbiter-paths.ts';
 import {
   checkForReplication,
   type DiskOption,
@@ -223,7 +224,7 @@ function ftOptions(text: (key: string) => string | undefined): FtRunOptions | un
   }
   return {
     peers: { addresses: parsePeers('--ft-peer', peer), key: keyOf(text('ftKey')) },
-    arbiter: text('ftArbiter') ?? 'none',
+    arbiter: wholeArbiter(text('ftArbiter') ?? 'none'),
   };
 }
 

@@ -1,5 +1,6 @@
 /** The options of `tsvmm standby`. */
 import { requireKey } from '../ft/shell/link.ts';
+import { wholeArbiter } from './arbiter-paths.ts';
 import { keyOf, parseEndpoint } from './ft-endpoint.ts';
 import {
   type PeerAddress,
@@ -64,7 +65,7 @@ export function parseStandbyOptions(line: Readonly<Record<string, unknown>>): St
     throw badOption('--incoming', incoming, 'is another spelling of --listen; give one of them');
   }
   const logLevel = choice<LogLevel>('--log-level', 'logLevel', ['warn', ...LOG_LEVELS]);
-  const arbiter = text('ftArbiter') ?? 'none';
+  const arbiter = wholeArbiter(text('ftArbiter') ?? 'none');
   const ftPeer = text('ftPeer');
   const peers = ftPeer === undefined ? [] : parsePeers('--ft-peer', ftPeer);
   const key = keyOf(text('ftKey'));
