@@ -172,7 +172,7 @@ export class FileDisk implements BlockBackend {
   /** Takes the lock (shared when read-only) if it is not held yet; VmmError DISK_LOCKED says by whom it is held. */
   lock(): void {
     const { name, readonly } = this.info;
-    if (this.#native.tryLock(this.#fd, !readonly, 0, 0)) return;
+    if (this.tryLock()) return;
     const holders = lockHolders(name);
     const who =
       holders.length > 0
@@ -183,6 +183,11 @@ export class FileDisk implements BlockBackend {
         ? 'Wait until the other side ends, or use a copy.'
         : 'Two machines that write one disk destroy it: end the other one, use a copy, or open it readonly on both sides.',
     });
+  }
+
+  /** Takes the lock as {@link lock} does, and asks nobody who holds it: whether it is held here now. */
+  tryLock(): boolean {
+    return this.#native.tryLock(this.#fd, !this.info.readonly, 0, 0);
   }
 
   setHandler(handler: BlockHandler): void {

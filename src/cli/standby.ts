@@ -328,7 +328,7 @@ async function takeOver(
   const built = takeover.machine as Built;
   const { machine, outputs, disks, devices, described, images, guest } = built;
   const beganNs = io.monotonicNs();
-  await lockDisks(devices, arbiter?.lease !== undefined, log);
+  const stopLocking = await lockDisks(devices, arbiter?.lease !== undefined, log);
   await built.replicas?.goLive(takeover.generation);
   forgetActivity(built.options);
   disks.tookOver(takeover.origin, built.copies);
@@ -338,7 +338,7 @@ async function takeOver(
   const repeated = replay.count;
   replay.replay(outputs.replaySink(guest.replayWrite));
   outputs.released();
-  const closers: (() => unknown)[] = [() => built.dispose()];
+  const closers: (() => unknown)[] = [() => built.dispose(), stopLocking];
   const protection = new Protection(
     {
       machine,
