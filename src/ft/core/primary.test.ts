@@ -403,4 +403,27 @@ describe('Primary', () => {
     r.primary.leaseExtended(5000, r.now);
     expect(r.outside).toEqual(['passed 1', 'frame 2']);
   });
+
+  it('copies anew to a standby that may hold what still waits here for a lease', () => {
+    for (const lease of [true, false]) {
+      const r = new Rig();
+      r.primary.leaseExtended(1e9, 0);
+      r.tick(0);
+      r.join();
+      r.primary.synchronised(r.now);
+      r.run();
+      r.frame(1);
+      // Transaction 2 has it in its log. Its ACK, the first one's too, is lost; so nobody is on record as in sync.
+      expect(r.sent.filter((m) => m.cmd === 'COMMIT').map(({ id }) => id)).toEqual([1, 2]);
+      if (!lease) r.primary.leaseExtended(Number.NEGATIVE_INFINITY, r.now);
+      r.primary.disconnected(r.now);
+      r.tick(500);
+      expect([r.primary.phase, r.outside]).toEqual(['alone', lease ? ['frame 1'] : []]);
+      r.join({ generation: 3, complete: true, committedId: 2 });
+      const mode = r.sent.findLast((m) => m.cmd === 'INIT')!;
+      expect(mode).toMatchObject({ mode: lease ? 'resume' : 'full' });
+      r.primary.leaseExtended(1e9, r.now);
+      expect(r.outside).toEqual(['frame 1']);
+    }
+  });
 });

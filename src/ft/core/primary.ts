@@ -489,6 +489,9 @@ export class Primary {
     this.#peer.letGo();
     if (this.#intent?.kind === 'hand') this.#intent = undefined;
     this.sender.abandonPeer();
+    // What waits for the next lease may be in a log that the standby committed and whose ACK was lost: it would take
+    // nothing behind that log under the same numbers, so it starts anew.
+    if (!this.authority.leaseValid(nowNs) && this.tap.heldCount > 0) this.sender.forceFull();
   }
 
   /** The guest stays here after all, and runs on. */
