@@ -161,8 +161,9 @@ export class PrimaryProcess
   }
 
   leaseChanged(untilNs: number): void {
-    this.machine.leaseExtended(untilNs, this.now);
+    // As in the shell: what was released earlier leaves earlier.
     if (this.#leased) for (const output of this.#parked.splice(0)) output();
+    this.machine.leaseExtended(untilNs, this.now);
   }
 
   superseded(generation: number): void {

@@ -5,11 +5,13 @@ import { repeatCommand, runSeed } from './run.ts';
 /** Seeds that once broke a promise, and a few that take every path; they stay. */
 const CORPUS = [
   7, 22, 28, 201, 375, 706, 977, 1447, 1719, 7693, 7892, 8115, 14085, 15335, 15361, 20718, 22575,
-  28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720,
+  28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720, 9109399,
 ];
 
 /** Of seeds with replicated disks. */
-const DISK_CORPUS = [22, 69, 134, 486, 1213, 2348, 10559, 10794, 11577, 20048, 20831];
+const DISK_CORPUS = [
+  22, 69, 134, 486, 1213, 2348, 10559, 10794, 11577, 20048, 20831, 9016106, 9025509, 50002907,
+];
 
 /** Fresh seeds of every test run. */
 const FRESH = 150;

@@ -118,8 +118,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     const code = FAULT.RESOURCE_MISSING;
     this.#send({ cmd: 'NACK', generation, id: 0, seq: 0, code, sentence });
     this.#monitor.refused();
-    this.hangUp();
-    this.lost();
+    this.#drop();
   }
 
   get name(): string {
@@ -137,7 +136,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
 
   accepted(connection: Connection, toldReturned: boolean): void {
     this.handle(() => {
-      this.hangUp();
+      this.#drop();
       this.connection = connection;
       this.#connections++;
       this.#told = this.held !== undefined;
@@ -185,6 +184,13 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     checker.bound('bytes in the log', this.#replay.bytes, config.tapBytes);
   }
 
+  /** Closes the connection. As in the shell, nothing that was under way for it goes on. */
+  #drop(): void {
+    if (this.connection === undefined) return;
+    this.hangUp();
+    this.lost();
+  }
+
   protected lost(): void {
     this.#connections++;
     this.#disks?.cutOff();
@@ -219,7 +225,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       case 'close':
         this.#monitor.refused();
         this.world.log(`${this.name} closes: ${e.sentence}`);
-        this.hangUp();
+        this.#drop();
         break;
       case 'agreed':
         this.#decoder!.setBulkBytesMax(e.agreement.limits.frameBytesMax);
