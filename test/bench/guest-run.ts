@@ -42,7 +42,7 @@ export function tsvmmCommand(spec: GuestSpec, more: Command = []): Command {
   ];
 }
 
-/** QEMU's command for the same. */
+/** QEMU's command for the same. Its machine `pc` starts with qboot where QEMU has it: on a slow KVM SeaBIOS takes seconds. */
 export function qemuCommand(
   qemu: Qemu,
   spec: GuestSpec,
@@ -55,6 +55,7 @@ export function qemuCommand(
     ...['isa-debug-exit,iobase=0xf4,iosize=0x04', '-m', spec.memory ?? '256M'],
     ...['-smp', String(spec.cpus ?? 1), '-kernel', guestPath(spec.guest)],
     ...(spec.append === undefined ? [] : ['-append', spec.append]),
+    ...(machine === 'pc' && qemu.qboot ? ['-bios', 'qboot.rom'] : []),
     ...more,
   ];
 }

@@ -1,8 +1,9 @@
 /** What a reader has to know about the machine to read the figures. */
 
 import { execFileSync } from 'node:child_process';
-import { accessSync, constants, readFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, cpus, loadavg, release, totalmem } from 'node:os';
+import { join } from 'node:path';
 import type { Qemu } from './measure.ts';
 
 /** Facts about this machine and this run. */
@@ -56,7 +57,9 @@ export function kvmMissing(): string | undefined {
 export function findQemu(): Qemu | undefined {
   const path = process.env.TSVMM_BENCH_QEMU ?? 'qemu-system-x86_64';
   const version = textOf(path, ['--version'])?.split('\n')[0];
-  return version === undefined ? undefined : { path, version };
+  if (version === undefined) return undefined;
+  const folders = textOf(path, ['-L', 'help'])?.split('\n') ?? [];
+  return { path, version, qboot: folders.some((folder) => existsSync(join(folder, 'qboot.rom'))) };
 }
 
 function textOf(command: string, args: readonly string[]): string | undefined {

@@ -24,14 +24,17 @@ export interface Side {
   run(): Promise<Sample>;
 }
 
+/** {@link Experiment.seconds} of an experiment that does not say. */
+export const SHARE_SECONDS = 12;
+
 /** A comparison. */
 export interface Experiment {
   readonly name: string;
   readonly metrics: readonly Metric[];
   /** The first one is tsvmm. */
   readonly sides: readonly Side[];
-  /** Runs for this one, when the usual number is too many or too few. */
-  readonly runs?: number;
+  /** What its counted rounds may take in a whole run, in seconds. Default {@link SHARE_SECONDS}. */
+  readonly seconds?: number;
   /** false: the first run of each side counts, because each one starts hosts of its own and runs them in before it measures. */
   readonly warmUp?: false;
   /** Where its medians stand: a plot of plots.ts, and the place on its axis of numbers. */
@@ -54,6 +57,8 @@ export interface BenchContext {
 export interface Qemu {
   readonly path: string;
   readonly version: string;
+  /** It has qboot, firmware that starts a kernel at once. */
+  readonly qboot: boolean;
 }
 
 /** A measure, in a file of measures/. */

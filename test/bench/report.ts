@@ -14,13 +14,17 @@ function spread(summary: Summary): string {
   return summary.count === 1 ? '' : `[${short(summary.min)}..${short(summary.max)}]`;
 }
 
+/** Whether a ratio's median is what the project wants. */
+export function met({ aim }: Metric, ratio: Summary): boolean {
+  return ratio.median <= (aim?.atMost ?? Infinity) && ratio.median >= (aim?.atLeast ?? 0);
+}
+
 /** The aim beside the ratio, in words. */
 export function aimText(metric: Metric, side: string, ratio: Summary | undefined): string {
   const { aim } = metric;
   if (aim === undefined || aim.side !== side || ratio === undefined) return '';
-  const met = ratio.median <= (aim.atMost ?? Infinity) && ratio.median >= (aim.atLeast ?? 0);
   const bound = aim.atMost === undefined ? `>= ${aim.atLeast}` : `<= ${aim.atMost}`;
-  return `aim ${bound}: ${met ? 'met' : 'missed'}`;
+  return `aim ${bound}: ${met(metric, ratio) ? 'met' : 'missed'}`;
 }
 
 /** Pads cells into columns. */
@@ -56,7 +60,8 @@ export function experimentLines(result: ExperimentResult): string[] {
     ([side, command]) => `  ${side}: ${command}`,
   );
   const remarks = result.remarks.map((remark) => `  ! ${remark}`);
-  return [result.name, ...columns(rows), ...commands, ...remarks, ''];
+  const time = `  ${result.rounds} rounds, ${result.seconds.toFixed(1)} s`;
+  return [result.name, ...columns(rows), ...commands, ...remarks, time, ''];
 }
 
 function ratioSpread(ratio: Summary): string {

@@ -1,5 +1,5 @@
 /** Runs the sides of an experiment in turn (A B A B ...) after a warm-up of each, and summarizes what they gave. */
-import type { Experiment, Metric, Sample } from './measure.ts';
+import { type Experiment, type Metric, type Sample, SHARE_SECONDS } from './measure.ts';
 import { pairRatio, type Summary, summarize } from './stats.ts';
 
 /** One metric of one side. */
@@ -20,11 +20,23 @@ export interface MetricResult {
 /** All that one experiment gave. */
 export interface ExperimentResult {
   readonly name: string;
+  /** Counted runs of each side. */
+  readonly rounds: number;
+  /** How long it took, the warm-up included. */
+  readonly seconds: number;
   readonly commands: Readonly<Record<string, string>>;
   readonly metrics: readonly MetricResult[];
   readonly plot?: Experiment['plot'];
   /** What was left out or failed, in words. */
   readonly remarks: readonly string[];
+}
+
+/** How many counted rounds: as many as fit into the experiment's share of time, within bounds. */
+export interface Rounds {
+  readonly least: number;
+  readonly most: number;
+  /** What every share is multiplied with. */
+  readonly scale?: number;
 }
 
 /** Failed runs after which a side is given up. */
@@ -48,17 +60,26 @@ export function part(
   return left.length === 0 ? undefined : { ...experiment, sides: left };
 }
 
-/** @param runs counted runs of each side */
+/** Runs all of an experiment. */
 export async function runExperiment(
   experiment: Experiment,
-  runs: number,
+  { least, most, scale = 1 }: Rounds,
 ): Promise<ExperimentResult> {
   const { sides, metrics } = experiment;
-  const rounds = experiment.runs ?? runs;
+  const share = (experiment.seconds ?? SHARE_SECONDS) * scale;
   const remarks = [...(experiment.skipped ?? [])];
   const samples = sides.map((): (Sample | undefined)[] => []);
   const failures = sides.map(() => 0);
-  for (let round = experiment.warmUp === false ? 0 : -1; round < rounds; round++) {
+  const begin = performance.now();
+  const secondsSince = (from: number): number => (performance.now() - from) / 1000;
+  let counting = begin;
+  let rounds = 0;
+  for (let round = experiment.warmUp === false ? 0 : -1; round < most; round++) {
+    if (round === 0) counting = performance.now();
+    // One more must fit, going by those before it.
+    if (round >= least && (secondsSince(counting) * (round + 1)) / round > share) break;
+    if (failures.every((count) => count >= FAILURES_MAX)) break;
+    rounds = round + 1;
     for (const [i, side] of sides.entries()) {
       if (failures[i]! >= FAILURES_MAX) continue;
       let sample: Sample | undefined;
@@ -75,6 +96,8 @@ export async function runExperiment(
   }
   return {
     name: experiment.name,
+    rounds,
+    seconds: secondsSince(begin),
     ...(experiment.plot && { plot: experiment.plot }),
     commands: Object.fromEntries(sides.map(({ name, command }) => [name, command])),
     metrics: metrics.flatMap((metric) => {

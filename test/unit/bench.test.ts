@@ -39,7 +39,7 @@ describe('the benchmark harness', () => {
         }),
       ],
     };
-    const result = await runExperiment(experiment, 3);
+    const result = await runExperiment(experiment, { least: 3, most: 3 });
     expect(order.join('')).toBe('abababab');
     const [a, b] = result.metrics[0]!.sides;
     expect(a!.values).toEqual([20, 30, 40]);
@@ -48,6 +48,32 @@ describe('the benchmark harness', () => {
     expect(result.remarks).toEqual(['b, run 2: no luck']);
     expect(aimText(result.metrics[0]!.metric, 'b', b!.ratio)).toBe('aim <= 1.5: missed');
     expect(experimentLines(result).join('\n')).toContain('ratio 3.00 [2.00..4.00]');
+  });
+
+  it('runs as many rounds as fit into the share of time', async () => {
+    const experiment: Experiment = {
+      name: 'e',
+      metrics: [{ name: 'time', unit: 'ns' }],
+      sides: [
+        {
+          name: 'a',
+          command: 'a',
+          run: async () => {
+            await new Promise((done) => setTimeout(done, 20));
+            return { time: 1 };
+          },
+        },
+      ],
+      seconds: 0.2,
+      warmUp: false,
+    };
+    const some = await runExperiment(experiment, { least: 2, most: 50 });
+    expect(some.rounds).toBeGreaterThanOrEqual(2);
+    expect(some.rounds).toBeLessThanOrEqual(10);
+    expect(some.metrics[0]!.sides[0]!.values).toHaveLength(some.rounds);
+    const least = await runExperiment(experiment, { least: 2, most: 50, scale: 0.001 });
+    expect(least.rounds).toBe(2);
+    expect((await runExperiment(experiment, { least: 1, most: 3, scale: 9 })).rounds).toBe(3);
   });
 
   it('takes a part of an experiment, and counts a first run that needs no warming up', async () => {
@@ -67,7 +93,7 @@ describe('the benchmark harness', () => {
     expect(part(experiment, undefined, 'none')).toBeUndefined();
     const some = part(experiment, 'depth 16', 'off,adaptive')!;
     expect(some.sides.map(({ name }) => name)).toEqual(['off', 'adaptive']);
-    const result = await runExperiment(some, 1);
+    const result = await runExperiment(some, { least: 1, most: 1 });
     expect(result.metrics[0]!.sides.map(({ values }) => values[0])).toEqual([1, 2]);
   });
 
@@ -107,7 +133,7 @@ describe('the benchmark harness', () => {
       of({ name: 'delay-by-link', x: 10 }, 7),
       of({ name: 'delay-by-policy' }, 2),
     ]) {
-      results.push(await runExperiment(experiment, 1));
+      results.push(await runExperiment(experiment, { least: 1, most: 1 }));
     }
     const plot = (name: string) => PLOTS.find((each) => each.name === name)!;
     const link = seriesOf(plot('delay-by-link'), results);

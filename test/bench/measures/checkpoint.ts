@@ -26,10 +26,10 @@ const PROTECT_TIMEOUT_MS = 40_000;
 /** Between two looks at the primary's figures. */
 const LOOK_MS = 25;
 /** Long enough for the guest to write its pages once between two checkpoints. */
-const intervalFor = (pages: number): number => (pages > 1024 ? 1000 : 100);
+const intervalFor = (pages: number): number => (pages > 4096 ? 1000 : pages > 1024 ? 400 : 100);
 /** How long a run is measured. */
 const lengthMs = (pages: number, quick: boolean): number =>
-  intervalFor(pages) * (quick ? (pages > 1024 ? 8 : 15) : 40);
+  intervalFor(pages) * (quick ? 8 : pages > 4096 ? 8 : 15);
 
 interface Figures {
   readonly phase: string;
@@ -204,7 +204,7 @@ function aheadExperiment(
     return {
       name,
       command: `node dist/src/cli/main.js standby --listen 127.0.0.1:PORT & ${commandText(command)} --ft-peer 127.0.0.1:PORT`,
-      run: () => runPair(folder, command, quick ? 4000 : 10_000, 1000),
+      run: () => runPair(folder, command, quick ? 2000 : 3000, 1000),
     };
   };
   const unit: Record<string, string> = { pause: 'ms', 'capture to ACK': 'ms' };
@@ -215,7 +215,8 @@ function aheadExperiment(
       ...['epochs', 'CPU of the primary per epoch', 'bytes sent per dirty byte'],
     ].map((name) => ({ name, unit: unit[name] ?? '' })),
     sides: [side('adaptive (ahead)', 'adaptive'), side('periodic', 'periodic')],
-    runs: quick ? 1 : 3,
+    seconds: 30,
+    warmUp: false,
   };
 }
 
@@ -264,7 +265,8 @@ function experiment(
       },
       ...(withColo ? coloSides(context, spec, pages) : []),
     ],
-    runs: quick ? 1 : 3,
+    seconds: withColo ? Math.max(30, (lengthMs(pages, false) / 1000) * 12) : 10,
+    warmUp: false,
     ...(withColo && { plot: { name: 'pause-by-pages', x: pages } }),
     ...(withColo &&
       context.qemu === undefined && {

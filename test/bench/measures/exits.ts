@@ -34,13 +34,14 @@ export const exits: Measure = {
   title: '1. Exit round trips',
   missing: kvmMissing,
   async experiments({ quick, qemu }: BenchContext): Promise<Experiment[]> {
-    const count = quick ? 2000 : 20000;
+    const count = quick ? 1000 : 4000;
     const aim = { side: 'qemu', atMost: 1.5 };
     return [1, 2].map((cpus) => {
       const enough = cpus === 1 || availableParallelism() > cpus;
       const spec = { guest: 'exits', append: `count=${count} cpus=${cpus} mmio=${NOTHING}`, cpus };
       return {
         name: `exits, ${cpus} vCPU${cpus > 1 ? 's' : ''}`,
+        seconds: 25,
         metrics: KINDS.map((kind) => ({ name: kind, unit: 'ns', aim })),
         sides: [
           side('tsvmm', tsvmmCommand(spec)),

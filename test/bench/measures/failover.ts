@@ -150,7 +150,7 @@ async function synchronise(append: string): Promise<Sample> {
   });
 }
 
-function synchronisation(quick: boolean): Experiment[] {
+function synchronisation(): Experiment[] {
   const metrics = [
     { name: 'time per GiB', unit: 's' },
     { name: 'sent per filled byte', unit: '' },
@@ -168,7 +168,7 @@ function synchronisation(quick: boolean): Experiment[] {
           run: () => synchronise(append),
         },
       ],
-      runs: quick ? 1 : 3,
+      seconds: 15,
       warmUp: false,
     };
   });
@@ -179,7 +179,7 @@ export const failover: Measure = {
   title: '6. and 7. The protected guest: output delay and takeover',
   missing: kvmMissing,
   async experiments({ quick }: BenchContext): Promise<Experiment[]> {
-    const count = quick ? 50 : 200;
+    const count = quick ? 30 : 75;
     const noEtcd = etcdMissing();
     const words = tsvmmCommand({ guest: 'demo', append: 'period=100', memory: '64M' });
     const base = `${commandText(words)} --disk DISK --net stream=SWITCH`;
@@ -201,7 +201,8 @@ export const failover: Measure = {
         ],
         sides: [off, ...sides],
         plot: { name: 'delay-by-policy' },
-        runs: quick ? 1 : 3,
+        seconds: 70,
+        warmUp: false,
       },
       {
         name: `takeover, guest of 64 MiB; silence is noticed after ${SILENCE_MS} ms, the lease at etcd is ${LEASE_MS} ms`,
@@ -218,10 +219,11 @@ export const failover: Measure = {
             command: `${base} ${peer}; ${fault}`,
             run: () => takeover(fault),
           })),
-        ...(quick && { runs: 1, warmUp: false as const }),
+        seconds: 50,
+        warmUp: false,
         skipped: noEtcd === undefined ? [] : [`no stopped host: ${noEtcd}`],
       },
-      ...synchronisation(quick),
+      ...synchronisation(),
     ];
   },
 };

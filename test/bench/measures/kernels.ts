@@ -19,11 +19,12 @@ export const kernels: Measure = {
   async experiments({ quick }: BenchContext): Promise<Experiment[]> {
     const program = join(ROOT, 'dist/test/bench/kernel-process.js');
     const flags = ['--expose-gc', '--max-semi-space-size=64'];
-    const rounds = quick ? '200' : '2000';
+    const rounds = quick ? '200' : '1000';
     const loops = KERNELS.map(([name, what]): Experiment => {
       const command: Command = [process.execPath, ...flags, program, name, rounds];
       return {
         name: `${name}: ${what}`,
+        seconds: 5,
         metrics: [
           { name: 'time', unit: 'ns/item' },
           { name: 'allocated', unit: 'bytes/item' },
@@ -42,7 +43,7 @@ export const kernels: Measure = {
     });
     const simulator: Command = [
       ...[process.execPath, join(ROOT, 'dist/test/sim/main.js'), '--seed', '1'],
-      ...['--runs', quick ? '50' : '400'],
+      ...['--runs', quick ? '50' : '100'],
     ];
     return [
       ...loops,
@@ -64,7 +65,7 @@ export const kernels: Measure = {
             },
           },
         ],
-        runs: 2,
+        seconds: 12,
       },
     ];
   },

@@ -21,7 +21,7 @@ function experiment({ quick }: BenchContext, roundTripMs: number): Experiment {
         const sample = await withPair(
           policy,
           { append },
-          (pair) => trips(plug(pair), quick ? 30 : 200),
+          (pair) => trips(plug(pair), quick ? 30 : 50),
           async (pair) => {
             const port = Number(/standing by on 127\.0\.0\.1:(\d+)/.exec(pair.standby.log)![1]);
             link = await DelayProxy.start(port, roundTripMs);
@@ -43,7 +43,7 @@ function experiment({ quick }: BenchContext, roundTripMs: number): Experiment {
     ],
     sides: POLICIES.map(side),
     plot: { name: 'delay-by-link', x: roundTripMs },
-    runs: quick ? 1 : 3,
+    seconds: 35,
     warmUp: false,
   };
 }

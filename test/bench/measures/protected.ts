@@ -58,7 +58,7 @@ function diskExperiment(
           const { lines, ms } = await consoleStretch(
             pair,
             (text) => benchLines(text, 'blk'),
-            quick ? 1000 : 4000,
+            quick ? 500 : 1000,
           );
           let requests = 0;
           for (const line of lines) requests += field(line, 'count');
@@ -81,7 +81,7 @@ function diskExperiment(
       { name: 'latency, 99 %', unit: 'ms' },
     ],
     sides: SIDES.map(side),
-    runs: quick ? 1 : 3,
+    seconds: 36,
     warmUp: false,
   };
 }
@@ -98,7 +98,7 @@ function loopExperiment({ quick }: BenchContext, { name, append }: (typeof LOOPS
     command: `${words}${policyText(policy)}`,
     run: () =>
       withPair(policy, { guest: 'dirty', append, bare: true }, async (pair) => {
-        const { lines, ms } = await consoleStretch(pair, roundsIn, quick ? 1000 : 4000);
+        const { lines, ms } = await consoleStretch(pair, roundsIn, quick ? 500 : 1000);
         const figures = await pair.figures();
         const every = Number(/every=(\d+)/.exec(append)![1]);
         return {
@@ -114,7 +114,7 @@ function loopExperiment({ quick }: BenchContext, { name, append }: (typeof LOOPS
       { name: 'last pause', unit: 'ms' },
     ],
     sides: SIDES.map(side),
-    runs: quick ? 1 : 3,
+    seconds: 36,
     warmUp: false as const,
   };
 }

@@ -102,12 +102,27 @@ export const start: Measure = {
                   'qemu microvm',
                   qemuCommand(qemu, { ...hello, append: 'off=reset' }, [], 'microvm'),
                 ),
-                first('qemu pc', qemuCommand(qemu, hello)),
+                first(`qemu pc${qemu.qboot ? ', qboot' : ''}`, qemuCommand(qemu, hello)),
               ]
             : []),
         ],
+        seconds: 20,
         skipped: off,
       },
+      ...(qemu?.qboot
+        ? [
+            {
+              name: 'start, the same beside a pc with its usual firmware',
+              metrics: [{ name: 'first byte', unit: 'ms' }],
+              sides: [
+                first('tsvmm', tsvmmCommand(hello)),
+                first('qemu pc, SeaBIOS', qemuCommand({ ...qemu, qboot: false }, hello)),
+              ],
+              seconds: 8,
+              warmUp: false as const,
+            },
+          ]
+        : []),
       {
         name: `footprint, idle guest of ${MEMORY_MIB} MiB without devices`,
         metrics: [
@@ -117,7 +132,6 @@ export const start: Measure = {
           resident('tsvmm', tsvmmCommand(demo)),
           ...(qemu ? [resident('qemu', qemuCommand(qemu, demo))] : []),
         ],
-        runs: 3,
         skipped: off,
       },
     ];

@@ -115,7 +115,7 @@ export const tap: Measure = {
   title: '11. Network over TAP with the host as the peer: receive, round trip, TCP',
   missing: tapMissing,
   async experiments({ quick, qemu }: BenchContext): Promise<Experiment[]> {
-    const ms = quick ? 500 : 3000;
+    const ms = quick ? 500 : 1000;
     return MODELS.flatMap((model) =>
       CASES.map(({ name, kind, append, size, metrics }): Experiment => {
         const spec = { guest: 'net', append };
@@ -153,9 +153,9 @@ export const protectedTcp: Measure = {
       sides: (['off', ...POLICIES] as const).map((policy: Policy) => ({
         name: policy,
         command: `ip netns exec NS ${words} --net tap=${TAPS[0]}${policyText(policy)}`,
-        run: () => inNamespace({ kind, by: { policy }, ms: quick ? 1000 : 4000 }),
+        run: () => inNamespace({ kind, by: { policy }, ms: quick ? 1000 : 2000 }),
       })),
-      runs: quick ? 1 : 3,
+      seconds: 45,
       warmUp: false,
     }));
   },
