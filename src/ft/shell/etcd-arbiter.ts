@@ -14,7 +14,7 @@ import {
   type StoreState,
   type StoreWrite,
 } from '../core/lease-arbiter.ts';
-import type { Arbiter, ArbiterVerdict } from './arbiter.ts';
+import { type Arbiter, ArbiterTrouble, type ArbiterVerdict } from './arbiter.ts';
 import { type EtcdAccess, EtcdClient, type EtcdValue } from './etcd-client.ts';
 import { Lease } from './lease.ts';
 
@@ -62,6 +62,7 @@ export class EtcdArbiter implements Arbiter {
   #answered: ((verdict: ArbiterVerdict) => void) | undefined;
   #began: ((generation: number) => void) | undefined;
   #released: (() => void) | undefined;
+  readonly #told: ArbiterTrouble;
   #trouble = '';
   #closed = false;
 
@@ -84,6 +85,7 @@ export class EtcdArbiter implements Arbiter {
       retryNs: leaseNs * RETRY,
     });
     this.lease = new Lease(parts.nowNs);
+    this.#told = new ArbiterTrouble(parts.log);
   }
 
   async begin(): Promise<number> {
@@ -213,9 +215,8 @@ export class EtcdArbiter implements Arbiter {
   }
 
   #say(sentence: string): void {
-    const { log } = this.#parts;
-    if (sentence !== '') log.warn(`arbiter: ${sentence}`);
-    else if (this.#trouble !== '') log.info('arbiter: etcd answers again');
+    if (sentence === '' && this.#told.told) this.#parts.log.info('arbiter: etcd answers again');
+    this.#told.tell(sentence);
     this.#trouble = sentence;
   }
 }

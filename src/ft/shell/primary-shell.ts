@@ -11,7 +11,7 @@ import { Primary } from '../core/primary.ts';
 import type { PrimaryEffect, PrimaryPhase } from '../core/primary-types.ts';
 import { faultSentence } from '../wire/fault.ts';
 import type { END_REASON } from '../wire/spec.ts';
-import type { Arbiter } from './arbiter.ts';
+import { type Arbiter, ArbiterTrouble } from './arbiter.ts';
 import { Checkpoints } from './checkpoints.ts';
 import { FirstSync } from './first-sync.ts';
 import type { Lease } from './lease.ts';
@@ -54,7 +54,7 @@ export class PrimaryShell {
   readonly #afterStill: (() => void)[] = [];
   /** Why the guest is to end should it come back from the hand-over that is under way. */
   #endWanted: EndReason | undefined;
-  #arbiterSaid = '';
+  readonly #trouble: ArbiterTrouble;
   #lapsed = false;
   #started = false;
 
@@ -62,6 +62,7 @@ export class PrimaryShell {
     this.#o = options;
     const { guest, outputs, io, config, log, introduction, images } = options;
     this.#maxDowntimeNs = options.maxDowntimeNs;
+    this.#trouble = new ArbiterTrouble(log);
     this.#peers = new Peers(
       {
         nowNs: () => this.#now(),
@@ -442,9 +443,7 @@ export class PrimaryShell {
     assert(arbiter !== undefined, 'only a primary with an arbiter asks one');
     const verdict = await arbiter.request(request);
     if (this.#closed) return;
-    const said = verdict.result === 'ok' ? '' : verdict.sentence;
-    if (said !== '' && said !== this.#arbiterSaid) this.#o.log.warn(`arbiter: ${said}`);
-    this.#arbiterSaid = said;
+    this.#trouble.answered(arbiter, verdict, true);
     this.primary.arbiterAnswer({ ticket, ...verdict }, this.#now());
     this.#run();
   }

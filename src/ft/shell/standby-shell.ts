@@ -14,7 +14,7 @@ import { encodedBytesMax, encodeMessage } from '../wire/codec.ts';
 import { Decoder } from '../wire/decoder.ts';
 import { FAULT, type FaultCode } from '../wire/fault.ts';
 import type { Manifest, Message } from '../wire/message.ts';
-import type { Arbiter } from './arbiter.ts';
+import { type Arbiter, ArbiterTrouble } from './arbiter.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import { answer, GREETING, type ImageTicket, IntroductionReader } from './introduction.ts';
 import { type LinkOptions, type ListeningLink, listen } from './link.ts';
@@ -122,7 +122,7 @@ export class StandbyShell {
   #ranAs = 0;
   /** The highest generation that the arbiter has told of. */
   #onRecord = 0;
-  #arbiterSaid = '';
+  readonly #trouble: ArbiterTrouble;
   #machine: StandbyMachine | undefined;
   #store: StandbyStore | undefined;
   #standby: Standby | undefined;
@@ -135,6 +135,7 @@ export class StandbyShell {
   #lostAtNs: number | undefined;
 
   constructor(options: StandbyShellOptions) {
+    this.#trouble = new ArbiterTrouble(options.log);
     this.#o = options;
   }
 
@@ -545,9 +546,7 @@ export class StandbyShell {
     assert(arbiter !== undefined, 'only a standby with an arbiter asks one');
     const verdict = await arbiter.request(request);
     if (this.#closed) return;
-    const said = verdict.result === 'unreachable' ? verdict.sentence : '';
-    if (said !== '' && said !== this.#arbiterSaid) this.#o.log.warn(`arbiter: ${said}`);
-    this.#arbiterSaid = said;
+    this.#trouble.answered(arbiter, verdict, false);
     this.#onRecord = Math.max(this.#onRecord, verdict.generation);
     this.#standby?.arbiterAnswer({ ticket, ...verdict }, this.#now());
     this.#run();
