@@ -34,7 +34,7 @@ export function guestPath(name: string): string {
 }
 
 /** In the lab everything takes longer. */
-const SLOW = process.env.TSVMM_LAB === '1' ? 8 : 1;
+export const SLOW = process.env.TSVMM_LAB === '1' ? 8 : 1;
 
 /** With an etcd arbiter: how long it waits for an owner that is silent. */
 export const LEASE_MS = 3000 * SLOW;
@@ -146,6 +146,8 @@ export interface PairOptions {
   readonly unprotected?: boolean;
   /** Silence after which a peer counts as lost, milliseconds. Default 3 s. */
   readonly timeoutMs?: number;
+  /** With an etcd arbiter. Default {@link LEASE_MS}. */
+  readonly leaseMs?: number;
   readonly say?: (line: string) => void;
 }
 
@@ -181,6 +183,8 @@ export class Pair {
   #third: Process | undefined;
   /** The way to each host, as the other one sees it. */
   readonly #proxies: Partial<Record<Side, CuttingProxy>> = {};
+  /** The way of each host to etcd. */
+  readonly #etcdProxies: Partial<Record<Side, CuttingProxy>> = {};
   readonly #hosts: Partial<Record<Side, Process>> = {};
 
   constructor(options: PairOptions = {}) {
@@ -217,15 +221,31 @@ export class Pair {
     return side === 'a' ? this.disk : this.standbyDisk;
   }
 
+  /** The arbiter as both hosts reach it. */
   get arbiter(): string {
     switch (this.#options.arbiter) {
       case 'none':
         return 'none';
       case 'etcd':
-        return this.etcd!.arbiter('guest', `lease=${LEASE_MS}ms`);
+        return this.etcd!.arbiter('guest', this.#lease);
       default:
         return `lock:${this.path('lock')}`;
     }
+  }
+
+  get #lease(): string {
+    return `lease=${this.#options.leaseMs ?? LEASE_MS}ms`;
+  }
+
+  /** The arbiter as one host reaches it: etcd on a way that can be cut. */
+  arbiterOf(side: Side): string {
+    if (this.#options.arbiter !== 'etcd') return this.arbiter;
+    return `etcd:http://127.0.0.1:${this.proxyToEtcd(side).port}/guest?${this.#lease}`;
+  }
+
+  /** The way of a host to etcd. */
+  proxyToEtcd(side: Side): CuttingProxy {
+    return this.#etcdProxies[side]!;
   }
 
   /** The process of a host: the newest. */
@@ -263,6 +283,9 @@ export class Pair {
     for (const side of ['a', 'b'] as const) {
       await this.net.listen(this.path(`net-${side}`));
       this.#proxies[side] = await CuttingProxy.start(1);
+      if (this.etcd === undefined) continue;
+      const { port } = new URL(this.etcd.endpoints[0]!);
+      this.#etcdProxies[side] = await CuttingProxy.start(Number(port));
     }
   }
 
@@ -281,7 +304,7 @@ export class Pair {
     const standby = new Process(name, this.folder, [
       ...['standby', '--listen', '127.0.0.1:0', ...(standbyParts ?? parts)],
       ...['--serial', `file:${this.path(`console-${side}`)}`],
-      ...['--ft-arbiter', this.arbiter, '--control', this.path(`${side}.sock`)],
+      ...['--ft-arbiter', this.arbiterOf(side), '--control', this.path(`${side}.sock`)],
       ...(roundTrip ? ['--ft-peer', peers.join()] : []),
       ...this.#timeout,
       ...standbyArgs,
@@ -316,7 +339,7 @@ export class Pair {
 
   get #protection(): string[] {
     return [
-      ...['--ft-peer', `127.0.0.1:${this.proxy.port}`, '--ft-arbiter', this.arbiter],
+      ...['--ft-peer', `127.0.0.1:${this.proxy.port}`, '--ft-arbiter', this.arbiterOf('a')],
       ...['--ft-policy', this.#options.policy ?? 'adaptive', ...this.#timeout],
     ];
   }
@@ -381,6 +404,28 @@ export class Pair {
     return RUNS_HERE.test(this.host(side).log);
   }
 
+  /** Waits until the host that runs the guest could come back without a whole copy of its disk: some time after `protected`. */
+  async activityLogged(side: Side): Promise<void> {
+    const path = `${this.diskOf(side)}.ft-act`;
+    await until('the activity log holds', SETTLE_TIMEOUT_MS, () => {
+      if (!existsSync(path)) return false;
+      const bytes = readFileSync(path);
+      const blocks = [0, 1, 2, 3].map((i) => bytes.subarray(4096 * i, 4096 * (i + 1)));
+      const sound = blocks.filter((block) => block.length === 4096 && block.readUInt32LE(8) > 0);
+      sound.sort((a, b) => b.readUInt32LE(8) - a.readUInt32LE(8));
+      return sound[0]?.readUInt32LE(20) === 1;
+    });
+  }
+
+  /** Bytes that a host that runs the guest has sent for the disks of the standby that it took in last. */
+  sentForDisks(side: Side): number {
+    const line = this.host(side)
+      .log.match(/copying disks[^"]*/g)!
+      .at(-1)!;
+    const [, sent, unit] = /([\d.]+) (B|KiB|MiB|GiB) sent/.exec(line)!;
+    return Number(sent) * { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 }[unit!]!;
+  }
+
   /** Kills what still runs. */
   async end(): Promise<void> {
     for (const process of this.#processes) await process.end();
@@ -392,7 +437,9 @@ export class Pair {
       process.signal('SIGCONT');
       process.signal('SIGKILL');
     }
-    for (const proxy of Object.values(this.#proxies)) proxy.close();
+    for (const ways of [this.#proxies, this.#etcdProxies]) {
+      for (const proxy of Object.values(ways)) proxy.close();
+    }
     this.net.close();
     this.etcd?.close();
     if (!keep) rmSync(this.folder, { recursive: true, force: true });

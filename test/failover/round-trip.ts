@@ -17,6 +17,7 @@ export interface RoundTripOptions {
   readonly policy?: 'adaptive' | 'kemari' | 'periodic';
   readonly model?: 'virtio' | 'e1000';
   readonly disks?: 'shared' | 'replicate' | undefined;
+  readonly arbiter?: 'lock' | 'etcd';
   /** Start without a peer, and ask for protection while the guest runs. */
   readonly late?: boolean;
   readonly say?: (line: string) => void;
@@ -49,7 +50,7 @@ export async function runRoundTrip(options: RoundTripOptions): Promise<RoundTrip
       await askControl(pair.path('a.sock'), {
         command: 'protect',
         'ft-peer': `127.0.0.1:${pair.proxy.port}`,
-        'ft-arbiter': pair.arbiter,
+        'ft-arbiter': pair.arbiterOf('a'),
       });
     }
     const complaints: string[] = [];

@@ -1,14 +1,6 @@
 // The return of a lost host over its old image, end to end: a takeover, the return with what differs, a loss of the survivor, and back.
 // On /dev/kvm, two processes on loopback.
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readFileSync,
-  statSync,
-  utimesSync,
-  writeSync,
-} from 'node:fs';
+import { closeSync, openSync, readFileSync, statSync, utimesSync, writeSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Prng } from '../../src/base/prng.ts';
 import { DemoClient } from '../failover/client.ts';
@@ -74,16 +66,6 @@ async function kill({ pair, client }: Ground, side: Side): Promise<Side> {
   return survivor;
 }
 
-/** Bytes that the survivor has sent for the disks of the standby that it took in last. */
-function sentBytes(pair: Pair, survivor: Side): number {
-  const line = pair
-    .host(survivor)
-    .log.match(/copying disks[^"]*/g)!
-    .at(-1)!;
-  const [, sent, unit] = /([\d.]+) (B|KiB|MiB|GiB) sent/.exec(line)!;
-  return Number(sent) * { B: 1, KiB: 1024, MiB: MIB, GiB: 1024 * MIB }[unit!]!;
-}
-
 const RETURNED = /the disks of the host that was lost: what differs/;
 const WHOLE = /the disks are copied whole/;
 
@@ -101,33 +83,20 @@ async function imagesAtRest(pair: Pair, here: Side): Promise<[Buffer, Buffer]> {
   return [readFileSync(pair.disk), readFileSync(pair.standbyDisk)];
 }
 
-/** The log claims something some time after the guest is protected. */
-async function logged(pair: Pair, side: Side): Promise<void> {
-  const path = `${pair.diskOf(side)}.ft-act`;
-  await until('the activity log holds', SETTLE_TIMEOUT_MS, () => {
-    if (!existsSync(path)) return false;
-    const bytes = readFileSync(path);
-    const blocks = [0, 1, 2, 3].map((i) => bytes.subarray(4096 * i, 4096 * (i + 1)));
-    const sound = blocks.filter((block) => block.length === 4096 && block.readUInt32LE(8) > 0);
-    sound.sort((a, b) => b.readUInt32LE(8) - a.readUInt32LE(8));
-    return sound[0]?.readUInt32LE(20) === 1;
-  });
-}
-
 describe('a lost host that comes back over its old image', { timeout: 240_000 }, () => {
   it('gets what differs, and is the next to take over, again and again', async () => {
     const ground = await begin(31, { policy: 'kemari' });
     const { pair, client, random } = ground;
     let here: Side = 'a';
     for (let round = 1; round <= 3; round++) {
-      await logged(pair, here);
+      await pair.activityLogged(here);
       await sleep(random.below(1500));
       const survivor = await kill(ground, here);
       await sleep(random.below(1000));
       await pair.startStandby(here);
       await pair.protected(survivor);
       expect(pair.host(survivor).log).toMatch(RETURNED);
-      const sent = sentBytes(pair, survivor);
+      const sent = pair.sentForDisks(survivor);
       process.stdout.write(
         `round ${round}: ${Math.round(sent / 1024)} KiB of ${DISK_BYTES / MIB} MiB sent\n`,
       );
@@ -146,7 +115,7 @@ describe('a lost host that comes back over its old image', { timeout: 240_000 },
 
   it('after a planned switch-over gets what the survivor wrote', async () => {
     const { pair, client } = await begin(32);
-    await logged(pair, 'a');
+    await pair.activityLogged('a');
     await pair.ask('a', 'switchover');
     expect(await pair.host('a').exit()).toBe(0);
     await until('the standby takes over', SETTLE_TIMEOUT_MS, () => pair.tookOver());
@@ -154,7 +123,7 @@ describe('a lost host that comes back over its old image', { timeout: 240_000 },
     await pair.startStandby('a');
     await pair.protected('b');
     expect(pair.host('b').log).toMatch(RETURNED);
-    expect(sentBytes(pair, 'b')).toBeLessThan(DISK_BYTES / 10);
+    expect(pair.sentForDisks('b')).toBeLessThan(DISK_BYTES / 10);
     const [a, b] = await imagesAtRest(pair, 'b');
     expect(a.compare(b)).toBe(0);
   });
@@ -162,7 +131,7 @@ describe('a lost host that comes back over its old image', { timeout: 240_000 },
   it('goes on with what differs when its return was cut off', async () => {
     const ground = await begin(33);
     const { pair, client } = ground;
-    await logged(pair, 'a');
+    await pair.activityLogged('a');
     await kill(ground, 'a');
     pair.proxyTo('a').cutAfter(300_000);
     await pair.startStandby('a');
@@ -199,7 +168,7 @@ describe('a lost host that comes back over its old image', { timeout: 240_000 },
     it(`gets everything when ${why}`, async () => {
       const ground = await begin(40 + i);
       const { pair } = ground;
-      await logged(pair, 'a');
+      await pair.activityLogged('a');
       await kill(ground, 'a');
       spoil(pair.disk);
       await pair.startStandby('a');
@@ -214,7 +183,7 @@ describe('a lost host that comes back over its old image', { timeout: 240_000 },
   it('gets everything when the survivor was lost with it, and the guest begins anew', async () => {
     const ground = await begin(50);
     const { pair } = ground;
-    await logged(pair, 'a');
+    await pair.activityLogged('a');
     await kill(ground, 'a');
     pair.host('b').signal('SIGKILL');
     await pair.host('b').exit();
