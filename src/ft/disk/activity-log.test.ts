@@ -1,13 +1,11 @@
-// What a primary and a survivor keep of their differences: torn, lost and damaged at every place, never too little.
+// What a primary keeps of its differences: torn, lost and damaged at every place, never too little.
 import { describe, expect, it } from 'vitest';
 import { CrashFile, Power } from '../../../test/support/crash-media.ts';
 import { crc32c } from '../../base/crc32c.ts';
 import { Prng } from '../../base/prng.ts';
 import { ActivityFile, EXTENT_BYTES, EXTENTS_MAX } from './activity-file.ts';
 import { ActivityLog } from './activity-log.ts';
-import { saveDifferences, takeDifferences } from './difference-file.ts';
 import type { Crc } from './disk-log.ts';
-import { GRANULE_BYTES, Granules } from './granules.ts';
 
 const crc: Crc = (bytes, offset, length, previous) =>
   crc32c(bytes, offset, offset + length, previous);
@@ -275,53 +273,6 @@ describe('the file of an activity log', () => {
     for (let length = 1; length < file.now.length; length += 611) {
       const { found } = await reopen(file.now.slice(0, length));
       if (length % 4096 !== 0) expect(found).toBeUndefined();
-    }
-  });
-});
-
-describe('differences that are kept', () => {
-  const size = 70_000 * GRANULE_BYTES + 512;
-  const base = { vm, generation: 3, id: 2 ** 33 + 5 };
-
-  function marks(): Granules {
-    const random = new Prng(11);
-    const granules = new Granules(size);
-    for (let i = 0; i < 3000; i++) granules.set(random.below(granules.total));
-    return granules;
-  }
-
-  it('come back once, as they were', async () => {
-    const file = new CrashFile(new Power());
-    const granules = marks();
-    await saveDifferences(file, crc, base, granules);
-    expect(
-      await takeDifferences(new CrashFile(new Power(), file.now), crc, size - 512),
-    ).toBeUndefined();
-    const taken = await takeDifferences(file, crc, size);
-    expect(taken?.base).toEqual(base);
-    expect(taken?.granules.count).toBe(granules.count);
-    expect(taken?.granules.toBytes()).toEqual(granules.toBytes());
-    // Whoever took them and dies leaves none.
-    expect(await takeDifferences(file, crc, size)).toBeUndefined();
-  });
-
-  it('are whole or none, whenever the power goes while they are saved', async () => {
-    const granules = marks();
-    for (let fatal = 1; fatal <= 12; fatal++) {
-      for (let seed = 0; seed < 8; seed++) {
-        const random = new Prng(seed);
-        const power = new Power(fatal);
-        const file = new CrashFile(power);
-        let saved = false;
-        void saveDifferences(file, crc, base, granules).then(() => {
-          saved = true;
-        });
-        for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
-        const after = new CrashFile(new Power(), file.after(random));
-        const taken = await takeDifferences(after, crc, size);
-        if (saved) expect(taken).toBeDefined();
-        if (taken !== undefined) expect(taken.granules.toBytes()).toEqual(granules.toBytes());
-      }
     }
   });
 });
