@@ -21,8 +21,8 @@ const requests = {
     modules: ['e1000', ...virtio, ...powerButton],
     files: ['iperf3', 'mkfs.ext4', 'e2fsck', 'ethtool'],
   },
-  /** As `shell`, with fio, whose 85 MB of libraries want a guest of 512 MiB or more. */
-  fio: { modules: [...virtio, ...powerButton], files: ['fio'] },
+  /** As `shell`, with fio, whose 85 MB of libraries want a guest of 512 MiB or more, and sqlite3. */
+  fio: { modules: [...virtio, ...powerButton], files: ['fio', 'sqlite3'] },
 } as const satisfies Record<string, GuestImageRequest>;
 
 /** A guest named in this file. */

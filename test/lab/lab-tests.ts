@@ -1,17 +1,28 @@
-// The test files that run inside the lab: those of this folder, and some suites of the guest tests, because what they
-// show differs between the two kinds of KVM.
+// The test files that run inside the lab, by the labs they run in: each of this folder in one of its own, and together some
+// suites of the guest tests, because what they show differs between the two kinds of KVM.
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { repositoryRoot } from './tools.ts';
 
-/** Paths from the root of the repository. */
-export const labTests: readonly string[] = [
+/** What one lab runs: a name, and paths from the root of the repository. */
+export interface LabRun {
+  readonly name: string;
+  readonly files: readonly string[];
+}
+
+/** All of them, in order. */
+export const labRuns: readonly LabRun[] = [
   ...readdirSync(join(repositoryRoot(), 'test/lab'))
     .filter((name) => name.endsWith('.lab.test.ts'))
     .sort()
-    .map((name) => `test/lab/${name}`),
-  'test/guest/failover-console.test.ts',
-  'test/guest/kvm-lazy-skip.test.ts',
-  'test/guest/kvm-state.test.ts',
-  'test/guest/machine-state.test.ts',
+    .map((name) => ({ name, files: [`test/lab/${name}`] })),
+  {
+    name: 'guest suites',
+    files: [
+      'test/guest/failover-console.test.ts',
+      'test/guest/kvm-lazy-skip.test.ts',
+      'test/guest/kvm-state.test.ts',
+      'test/guest/machine-state.test.ts',
+    ],
+  },
 ];

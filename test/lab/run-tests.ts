@@ -1,5 +1,5 @@
 // `npm run test:lab [-- FILTER...]`: tests the lab itself from outside, then runs the tests marked for it
-// (lab-tests.ts), a lab for each file. With filters (vitest's, parts of file names) only the tests in the lab run. Where
+// (lab-tests.ts), a lab for each file or a few. With filters (vitest's, parts of file names) only the tests in the lab run. Where
 // the lab cannot run, it says why, counts its tests as skipped and ends with 0; TSVMM_REQUIRE_LAB=1
 // makes that a failure (.ci/run sets it). Writes its counts to the file named by TSVMM_TEST_COUNTS.
 //
@@ -16,7 +16,7 @@ import { add, type Counts, closingLine, countsOf, noTests } from '../vitest-coun
 import { grubDisk, networkProgram } from './boot-images.ts';
 import { image, imageNames } from './images.ts';
 import { kernel } from './kernels.ts';
-import { labTests } from './lab-tests.ts';
+import { type LabRun, labRuns } from './lab-tests.ts';
 import { runInLab } from './machine.ts';
 import { LabError, repositoryRoot, whyNoLab } from './tools.ts';
 
@@ -99,9 +99,9 @@ function watched(target: NodeJS.WritableStream, stalled: () => void): Writable {
   });
 }
 
-/** Runs the tests of one file in a lab of its own; the told also say how that lab came to no good end. */
-async function insideOnce(file: string, attempt: number): Promise<Counts> {
-  const out = join(work, `out-${file.replaceAll('/', '_')}-${attempt}`);
+/** Runs test files in a lab of their own; the told also say how that lab came to no good end. */
+async function insideOnce({ name, files }: LabRun, attempt: number): Promise<Counts> {
+  const out = join(work, `out-${name.replaceAll(/\W/g, '_')}-${attempt}`);
   const report = join(out, 'lab.json');
   const ended = new AbortController();
   const told: string[] = [];
@@ -118,7 +118,7 @@ async function insideOnce(file: string, attempt: number): Promise<Counts> {
   });
   try {
     await runInLab({
-      command: [process.execPath, ...vitest('vitest.lab.config.ts', report), file],
+      command: [process.execPath, ...vitest('vitest.lab.config.ts', report), ...files],
       cwd: root,
       cpus: 2,
       memoryMib: 6144,
@@ -128,13 +128,13 @@ async function insideOnce(file: string, attempt: number): Promise<Counts> {
       outDirectory: out,
       stdout,
       stderr: process.stderr,
-      note: (text) => told.push(`${file}: ${text}`),
+      note: (text) => told.push(`${name}: ${text}`),
       signal: ended.signal,
     });
   } catch (error) {
     if (!(error instanceof LabError)) throw error;
-    told.push(`${file}: ${excerpt(error.message)}`);
-    process.stdout.write(`lab: ${file}: ${error.message}\n`);
+    told.push(`${name}: ${excerpt(error.message)}`);
+    process.stdout.write(`lab: ${name}: ${error.message}\n`);
   } finally {
     stdout.destroy();
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(signal, interrupt);
@@ -151,36 +151,40 @@ function excerpt(text: string): string {
 
 /** Somebody wants the whole run to end. */
 let interrupted = false;
-/** How often a file is run until it passes; each failed try stands in the output. */
+/** How often the files of a lab are run until they pass; each failed try stands in the output. */
 const attemptsMax = 6;
 
-/** Runs a file until it passes; says at the end how often, how long, and what went wrong. */
-async function insideFile(file: string): Promise<Counts> {
+/** Runs files until they pass; says at the end how often, how long, and what went wrong. */
+async function insideUntilPassed(run: LabRun): Promise<Counts> {
   const told: string[] = [];
   const start = performance.now();
   let found: Counts | undefined;
   let attempt = 0;
   while (attempt < attemptsMax && found?.failed !== 0 && !interrupted) {
     attempt++;
-    if (attempt > 1) process.stdout.write(`lab: ${file} again, in a fresh lab (try ${attempt})\n`);
-    found = await insideOnce(file, attempt);
+    if (attempt > 1) {
+      process.stdout.write(`lab: ${run.name} again, in a fresh lab (try ${attempt})\n`);
+    }
+    found = await insideOnce(run, attempt);
     told.push(...(found.told ?? []));
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(0);
   const tries = attempt === 1 ? '' : `, ${attempt} tries`;
-  told.push(`${file}: ${seconds} s${tries}: ${closingLine(found ?? noTests)}`);
+  told.push(`${run.name}: ${seconds} s${tries}: ${closingLine(found ?? noTests)}`);
   return { ...(found ?? noTests), told };
 }
 
 /**
- * One lab for each file: QEMU's software CPU, or a guest on it, is known to stand still now and then under load. Then only
- * that file has to be run again, in a fresh lab; the last try counts.
+ * QEMU's software CPU, or a guest on it, is known to stand still now and then under load. Then only the files of that lab
+ * have to be run again, in a fresh one; the last try counts.
  */
 async function inside(filters: readonly string[]): Promise<Counts> {
   let counts = noTests;
-  for (const file of labTests) {
-    if (filters.length > 0 && !filters.some((filter) => file.includes(filter))) continue;
-    counts = add(counts, await insideFile(file));
+  for (const { name, files } of labRuns) {
+    const wanted = files.filter(
+      (file) => filters.length === 0 || filters.some((filter) => file.includes(filter)),
+    );
+    if (wanted.length > 0) counts = add(counts, await insideUntilPassed({ name, files: wanted }));
   }
   return counts;
 }
