@@ -87,7 +87,7 @@ class MemoryMap {
 };
 
 // JavaScript class `MemoryMap`: addRange(guestPhys, ArrayBuffer, offset, size, readonly), removeRange,
-// gather, scatter, read, write. A VM's own map is an instance of it too.
+// gather, scatter, allocate, read, write. A VM's own map is an instance of it too.
 class MemoryMapObject : public Napi::ObjectWrap<MemoryMapObject> {
  public:
   static Napi::Function Define(Napi::Env env);
@@ -100,6 +100,7 @@ class MemoryMapObject : public Napi::ObjectWrap<MemoryMapObject> {
   void RemoveRange(const Napi::CallbackInfo& info);
   void Gather(const Napi::CallbackInfo& info);
   void Scatter(const Napi::CallbackInfo& info);
+  Napi::Value Allocate(const Napi::CallbackInfo& info);
   void Read(const Napi::CallbackInfo& info);
   void Write(const Napi::CallbackInfo& info);
   void Copy(const Napi::CallbackInfo& info, bool toGuest);

@@ -223,6 +223,8 @@ export interface KvmMemoryMap {
   gather(pages: Uint32Array, count: number, dst: Uint8Array): void;
   /** The inverse of gather. */
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void;
+  /** Memory to gather into, whole pages of it: in huge pages where the host has them. Occupies nothing until it is written. */
+  allocate(sizeBytes: number): Uint8Array;
   /** Copies guest memory out; throws VmmError KVM_MEMORY_RANGE if not wholly mapped. */
   read(guestPhys: number, dst: Uint8Array): void;
   write(guestPhys: number, src: Uint8Array): void;

@@ -95,6 +95,10 @@ export class FakeMemoryMap implements KvmMemoryMap {
     }
   }
 
+  allocate(sizeBytes: number): Uint8Array {
+    return new Uint8Array(sizeBytes);
+  }
+
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void {
     for (let i = 0; i < count; i++) {
       this.write(

@@ -34,6 +34,10 @@ export class MemoryMapHandle implements KvmMemoryMap {
     this.native.scatter(pages, count, src);
   }
 
+  allocate(sizeBytes: number): Uint8Array {
+    return guarded(() => new Uint8Array(this.native.allocate(sizeBytes)));
+  }
+
   read(guestPhys: number, dst: Uint8Array): void {
     guarded(() => this.native.read(guestPhys, dst));
   }

@@ -27,6 +27,7 @@ export interface NativeMemoryMap {
   removeRange(guestPhys: number): void;
   gather(pages: Uint32Array, count: number, dst: Uint8Array): void;
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void;
+  allocate(sizeBytes: number): ArrayBuffer;
   read(guestPhys: number, dst: Uint8Array): void;
   write(guestPhys: number, src: Uint8Array): void;
 }

@@ -231,7 +231,15 @@ describe('garbage arguments', () => {
     }
     const map = new native.MemoryMap();
     map.addRange(0, new ArrayBuffer(0x4000), 0, 0x4000);
-    for (const name of ['addRange', 'removeRange', 'gather', 'scatter', 'read', 'write']) {
+    for (const name of [
+      'addRange',
+      'removeRange',
+      'gather',
+      'scatter',
+      'allocate',
+      'read',
+      'write',
+    ]) {
       for (let i = 0; i < 300; i++) poke(map, name);
     }
     expect(thrown).toBeGreaterThan(calls / 2);

@@ -141,6 +141,39 @@ describe('memory', () => {
     expect(() => vm.memory.gather(pages, 4, new Uint8Array(4 * 4096 - 1))).toThrow(RangeError);
   });
 
+  it('gathers many pages into memory of its own', () => {
+    const vm = bare();
+    const pages = 600;
+    const ram = new Uint8Array(vm.addMemory({ slot: 0, guestPhys: 0, sizeBytes: pages * 4096 }));
+    const view = new Uint32Array(ram.buffer);
+    for (let i = 0; i < view.length; i++) view[i] = Math.imul(i, 0x9e3779b1);
+    // Neither in order nor in runs of one direction.
+    const list = Uint32Array.from({ length: pages }, (_, i) => (i * 7) % pages);
+    const expected = new Uint8Array(pages * 4096);
+    for (const [i, page] of list.entries()) {
+      expected.set(ram.subarray(page * 4096, (page + 1) * 4096), i * 4096);
+    }
+    const area = vm.memory.allocate(4 * 2 ** 20);
+    expect(area).toHaveLength(4 * 2 ** 20);
+    expect(area.every((byte) => byte === 0)).toBe(true);
+    // Below and above the number from which copies pass the caches, aligned and not.
+    for (const [count, at] of [
+      [255, 0],
+      [256, 4096],
+      [600, 2 ** 20],
+      [512, 3],
+    ] as const) {
+      area.fill(0xee);
+      vm.memory.gather(list, count, area.subarray(at, at + count * 4096));
+      expect(
+        Buffer.compare(area.subarray(at, at + count * 4096), expected.subarray(0, count * 4096)),
+      ).toBe(0);
+      expect([at === 0 ? 0xee : area[at - 1], area[at + count * 4096]]).toEqual([0xee, 0xee]);
+    }
+    expect(() => vm.memory.allocate(4097)).toThrow(RangeError);
+    expect(() => vm.memory.allocate(0)).toThrow(RangeError);
+  });
+
   it('reads and writes across slots', () => {
     const vm = bare();
     vm.addMemory({ slot: 0, guestPhys: 0, sizeBytes: 0x1000 });

@@ -39,7 +39,7 @@ export class PrimaryShell {
   readonly #peers: Peers;
   #maxDowntimeNs: number;
   readonly #sender: PageSender;
-  readonly #staging = new Staging(STAGING_BLOCKS);
+  readonly #staging: Staging;
   readonly #timer: { arm(deadlineNs: number): void; cancel(): void; close(): void };
   readonly #checkpoints: Checkpoints;
   #scheduled = false;
@@ -75,6 +75,7 @@ export class PrimaryShell {
     this.primary = new Primary(config, outputs.tap);
     const frames = guest.memory.totalBytes / PAGE_SIZE;
     this.#sender = new PageSender(io, Math.min(frames, CACHE_PAGES_MAX));
+    this.#staging = new Staging(STAGING_BLOCKS, (sizeBytes) => guest.map.allocate(sizeBytes));
     const { disks } = options;
     const [sender, staging] = [this.#sender, this.#staging];
     this.#checkpoints = new Checkpoints({ guest, outputs, disks, sender, staging, log });

@@ -12,9 +12,15 @@ export class Staging {
   readonly bytes: Uint8Array;
   readonly #free: number[];
 
-  /** @param blocks how many; at least enough for two ordinary checkpoints */
-  constructor(blocks: number) {
-    this.bytes = new Uint8Array(blocks * BLOCK_PAGES * PAGE_SIZE);
+  /**
+   * @param blocks how many; at least enough for two ordinary checkpoints
+   * @param allocate where the memory comes from; a plain array when absent
+   */
+  constructor(
+    blocks: number,
+    allocate = (sizeBytes: number): Uint8Array => new Uint8Array(sizeBytes),
+  ) {
+    this.bytes = allocate(blocks * BLOCK_PAGES * PAGE_SIZE);
     this.#free = Array.from({ length: blocks }, (_, i) => blocks - 1 - i);
   }
 
