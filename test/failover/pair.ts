@@ -358,6 +358,11 @@ export class Pair {
     await third.said(STANDING_BY);
   }
 
+  /** The third host's process. */
+  get third(): Process {
+    return this.#third!;
+  }
+
   /** Where the third host's standby listens. */
   get thirdPort(): number {
     return portOf(this.#third!);

@@ -51,7 +51,7 @@ const MIB = 2 ** 20;
 const DISK_BYTES = 16 * MIB;
 const DELTA_BYTES_MAX = 4 * MIB;
 /** Short, so that many partitions can be tried; long against what a process has to wait for a processor. */
-const LEASE_MS = 1500 * SLOW;
+const LEASE_MS = 2000 * SLOW;
 
 /** A partition, step by step. */
 class Partition {
