@@ -9,7 +9,7 @@
 // the other way.
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import { add, type Counts, closingLine, countsOf, noTests } from '../vitest-counts.ts';
@@ -26,6 +26,17 @@ const downloadMib = Number(process.env.TSVMM_LAB_DOWNLOAD_MIB ?? 0);
 const labTimeoutSeconds = 1500 + 24 * downloadMib;
 /** Longer than any single test may be silent: above the test timeout of vitest.lab.config.ts. */
 const silenceMs = 6.5 * 60_000 + downloadMib * 12_000;
+
+/**
+ * CPUs of each lab. With one, the lab's processes cannot interrupt each other's CPU, which is when QEMU's software CPU goes
+ * wrong most; a lab then also needs less than half the host's time for the same tests. TSVMM_LAB_CPUS=2 runs them the other way.
+ */
+const labCpus = Number(process.env.TSVMM_LAB_CPUS ?? 1);
+/** Labs that run at the same time: what the host has CPUs and memory for. */
+const labsAtOnce = Math.max(
+  1,
+  Math.min(2, Math.floor(availableParallelism() / labCpus), Math.floor(freemem() / (7 * 2 ** 30))),
+);
 
 const root = repositoryRoot();
 const work = mkdtempSync(join(tmpdir(), 'tsvmm-test-lab-'));
@@ -82,18 +93,25 @@ async function outside(): Promise<Counts> {
   return countsOf(report);
 }
 
-/** Passes text on, and calls `stalled` when nothing has come for {@link silenceMs}. */
-function watched(target: NodeJS.WritableStream, stalled: () => void): Writable {
-  let timer = setTimeout(stalled, silenceMs);
+/** Passes whole lines on, each behind the lab's name, and calls `stalled` when nothing has come for {@link silenceMs}. */
+function watched(name: string, target: NodeJS.WritableStream, stalled?: () => void): Writable {
+  const watch = () => (stalled === undefined ? undefined : setTimeout(stalled, silenceMs));
+  let timer = watch();
+  let rest = '';
   return new Writable({
-    write(chunk, _encoding, done) {
+    decodeStrings: false,
+    write(chunk: Buffer | string, _encoding, done) {
       clearTimeout(timer);
-      timer = setTimeout(stalled, silenceMs);
-      target.write(chunk);
+      timer = watch();
+      const lines = (rest + chunk.toString()).split('\n');
+      rest = lines.pop() ?? '';
+      for (const line of lines) target.write(`${name}| ${line}\n`);
       done();
     },
     destroy(error, done) {
       clearTimeout(timer);
+      if (rest !== '') target.write(`${name}| ${rest}\n`);
+      rest = '';
       done(error);
     },
   });
@@ -110,24 +128,25 @@ async function insideOnce({ name, files }: LabRun, attempt: number): Promise<Cou
     ended.abort();
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, interrupt);
-  const stdout = watched(process.stdout, () => {
+  const stdout = watched(name, process.stdout, () => {
     process.stdout.write(
-      `lab: nothing heard for ${silenceMs / 60_000} minutes; the lab is ended\n`,
+      `lab: nothing heard from ${name} for ${silenceMs / 60_000} minutes; the lab is ended\n`,
     );
     ended.abort();
   });
+  const stderr = watched(name, process.stderr);
   try {
     await runInLab({
       command: [process.execPath, ...vitest('vitest.lab.config.ts', report), ...files],
       cwd: root,
-      cpus: 2,
+      cpus: labCpus,
       memoryMib: 6144,
       timeoutSeconds: labTimeoutSeconds,
       tscReliable: process.env.TSVMM_LAB_CLOCK !== 'hpet',
       verbose: false,
       outDirectory: out,
       stdout,
-      stderr: process.stderr,
+      stderr,
       note: (text) => told.push(`${name}: ${text}`),
       signal: ended.signal,
     });
@@ -137,6 +156,7 @@ async function insideOnce({ name, files }: LabRun, attempt: number): Promise<Cou
     process.stdout.write(`lab: ${name}: ${error.message}\n`);
   } finally {
     stdout.destroy();
+    stderr.destroy();
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(signal, interrupt);
   }
   const counts = existsSync(report) ? countsOf(report) : { passed: 0, failed: 1, skipped: 0 };
@@ -175,17 +195,26 @@ async function insideUntilPassed(run: LabRun): Promise<Counts> {
 }
 
 /**
- * QEMU's software CPU, or a guest on it, is known to stand still now and then under load. Then only the files of that lab
- * have to be run again, in a fresh one; the last try counts.
+ * As many labs at once as this machine has CPUs for. QEMU's software CPU, or a guest on it, is known to stand still now and
+ * then under load: then only the files of that lab have to be run again, in a fresh one; the last try counts.
  */
 async function inside(filters: readonly string[]): Promise<Counts> {
+  const left = labRuns
+    .map(({ name, files }) => ({
+      name,
+      files: files.filter(
+        (file) => filters.length === 0 || filters.some((filter) => file.includes(filter)),
+      ),
+    }))
+    .filter(({ files }) => files.length > 0);
   let counts = noTests;
-  for (const { name, files } of labRuns) {
-    const wanted = files.filter(
-      (file) => filters.length === 0 || filters.some((filter) => file.includes(filter)),
-    );
-    if (wanted.length > 0) counts = add(counts, await insideUntilPassed({ name, files: wanted }));
-  }
+  const work = async (): Promise<void> => {
+    for (let run = left.shift(); run !== undefined; run = left.shift()) {
+      const found = await insideUntilPassed(run);
+      counts = add(counts, found);
+    }
+  };
+  await Promise.all(Array.from({ length: labsAtOnce }, work));
   return counts;
 }
 
