@@ -17,6 +17,7 @@ import { exits } from './measures/exits.ts';
 import { failover } from './measures/failover.ts';
 import { kernels } from './measures/kernels.ts';
 import { link } from './measures/link.ts';
+import { linux } from './measures/linux.ts';
 import { net } from './measures/net.ts';
 import { protectedGuest } from './measures/protected.ts';
 import { start } from './measures/start.ts';
@@ -37,6 +38,7 @@ const MEASURES: readonly Measure[] = [
   link,
   tap,
   protectedTcp,
+  linux,
 ];
 /** Counted runs of each side when the share of time decides: never fewer, and no more than the spread needs. */
 const ROUNDS: Rounds = { least: 2, most: 15 };

@@ -25,7 +25,7 @@ export interface Side {
 }
 
 /** {@link Experiment.seconds} of an experiment that does not say. */
-export const SHARE_SECONDS = 12;
+export const SHARE_SECONDS = 10;
 
 /** A comparison. */
 export interface Experiment {
@@ -35,6 +35,8 @@ export interface Experiment {
   readonly sides: readonly Side[];
   /** What its counted rounds may take in a whole run, in seconds. Default {@link SHARE_SECONDS}. */
   readonly seconds?: number;
+  /** Counted runs of each side at most, where all of them are made together. */
+  readonly rounds?: number;
   /** false: the first run of each side counts, because each one starts hosts of its own and runs them in before it measures. */
   readonly warmUp?: false;
   /** Where its medians stand: a plot of plots.ts, and the place on its axis of numbers. */

@@ -66,6 +66,7 @@ export async function runExperiment(
   { least, most, scale = 1 }: Rounds,
 ): Promise<ExperimentResult> {
   const { sides, metrics } = experiment;
+  const all = Math.min(most, experiment.rounds ?? most);
   const share = (experiment.seconds ?? SHARE_SECONDS) * scale;
   const remarks = [...(experiment.skipped ?? [])];
   const samples = sides.map((): (Sample | undefined)[] => []);
@@ -74,7 +75,7 @@ export async function runExperiment(
   const secondsSince = (from: number): number => (performance.now() - from) / 1000;
   let counting = begin;
   let rounds = 0;
-  for (let round = experiment.warmUp === false ? 0 : -1; round < most; round++) {
+  for (let round = experiment.warmUp === false ? 0 : -1; round < all; round++) {
     if (round === 0) counting = performance.now();
     // One more must fit, going by those before it.
     if (round >= least && (secondsSince(counting) * (round + 1)) / round > share) break;

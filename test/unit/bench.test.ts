@@ -3,6 +3,7 @@ import { pausesOf } from '../bench/colo.ts';
 import { linkTrip } from '../bench/delay-proxy.ts';
 import { benchLines, field } from '../bench/guest-run.ts';
 import type { Experiment } from '../bench/measure.ts';
+import { startLines } from '../bench/measures/linux.ts';
 import { residentBeyond } from '../bench/measures/start.ts';
 import { chart, PLOTS, seriesOf } from '../bench/plots.ts';
 import { aimText, experimentLines } from '../bench/report.ts';
@@ -74,6 +75,8 @@ describe('the benchmark harness', () => {
     const least = await runExperiment(experiment, { least: 2, most: 50, scale: 0.001 });
     expect(least.rounds).toBe(2);
     expect((await runExperiment(experiment, { least: 1, most: 3, scale: 9 })).rounds).toBe(3);
+    const two = { ...experiment, rounds: 2 };
+    expect((await runExperiment(two, { least: 3, most: 50, scale: 9 })).rounds).toBe(2);
   });
 
   it('takes a part of an experiment, and counts a first run that needs no warming up', async () => {
@@ -112,6 +115,15 @@ describe('the benchmark harness', () => {
     expect(lines).toHaveLength(1);
     expect(field(lines[0], 'median_ns')).toBe(12);
     expect(() => field(lines[0], 'iops')).toThrow('iops');
+  });
+
+  it('reads the starts of a stock Linux among other lines of the lab', () => {
+    const text =
+      'lab: x\nstart-lab: {"round":1,"side":"tsvmm","ms":9}\r\nstart-lab: {"round":1,"side":"q","why":"no"}\n';
+    expect(startLines(text)).toEqual([
+      { round: 1, side: 'tsvmm', ms: 9 },
+      { round: 1, side: 'q', why: 'no' },
+    ]);
   });
 
   it('draws curves over numbers and points over names', async () => {

@@ -215,7 +215,7 @@ function aheadExperiment(
       ...['epochs', 'CPU of the primary per epoch', 'bytes sent per dirty byte'],
     ].map((name) => ({ name, unit: unit[name] ?? '' })),
     sides: [side('adaptive (ahead)', 'adaptive'), side('periodic', 'periodic')],
-    seconds: 30,
+    seconds: 18,
     warmUp: false,
   };
 }
@@ -265,7 +265,7 @@ function experiment(
       },
       ...(withColo ? coloSides(context, spec, pages) : []),
     ],
-    seconds: withColo ? Math.max(30, (lengthMs(pages, false) / 1000) * 12) : 10,
+    seconds: withColo ? (pages > 4096 ? 70 : pages > 1024 ? 60 : 24) : 8,
     warmUp: false,
     ...(withColo && { plot: { name: 'pause-by-pages', x: pages } }),
     ...(withColo &&

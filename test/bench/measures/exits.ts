@@ -41,7 +41,7 @@ export const exits: Measure = {
       const spec = { guest: 'exits', append: `count=${count} cpus=${cpus} mmio=${NOTHING}`, cpus };
       return {
         name: `exits, ${cpus} vCPU${cpus > 1 ? 's' : ''}`,
-        seconds: 25,
+        seconds: 18,
         metrics: KINDS.map((kind) => ({ name: kind, unit: 'ns', aim })),
         sides: [
           side('tsvmm', tsvmmCommand(spec)),

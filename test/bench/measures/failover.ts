@@ -168,7 +168,7 @@ function synchronisation(): Experiment[] {
           run: () => synchronise(append),
         },
       ],
-      seconds: 15,
+      seconds: 12,
       warmUp: false,
     };
   });
@@ -201,7 +201,7 @@ export const failover: Measure = {
         ],
         sides: [off, ...sides],
         plot: { name: 'delay-by-policy' },
-        seconds: 70,
+        seconds: 55,
         warmUp: false,
       },
       {
@@ -219,7 +219,7 @@ export const failover: Measure = {
             command: `${base} ${peer}; ${fault}`,
             run: () => takeover(fault),
           })),
-        seconds: 50,
+        seconds: 36,
         warmUp: false,
         skipped: noEtcd === undefined ? [] : [`no stopped host: ${noEtcd}`],
       },

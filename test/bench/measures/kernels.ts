@@ -24,7 +24,7 @@ export const kernels: Measure = {
       const command: Command = [process.execPath, ...flags, program, name, rounds];
       return {
         name: `${name}: ${what}`,
-        seconds: 5,
+        seconds: 4,
         metrics: [
           { name: 'time', unit: 'ns/item' },
           { name: 'allocated', unit: 'bytes/item' },
@@ -65,7 +65,7 @@ export const kernels: Measure = {
             },
           },
         ],
-        seconds: 12,
+        seconds: 10,
       },
     ];
   },

@@ -43,7 +43,7 @@ function experiment({ quick }: BenchContext, roundTripMs: number): Experiment {
     ],
     sides: POLICIES.map(side),
     plot: { name: 'delay-by-link', x: roundTripMs },
-    seconds: 35,
+    seconds: 22,
     warmUp: false,
   };
 }

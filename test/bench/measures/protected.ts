@@ -81,7 +81,7 @@ function diskExperiment(
       { name: 'latency, 99 %', unit: 'ms' },
     ],
     sides: SIDES.map(side),
-    seconds: 36,
+    seconds: 30,
     warmUp: false,
   };
 }
@@ -114,7 +114,7 @@ function loopExperiment({ quick }: BenchContext, { name, append }: (typeof LOOPS
       { name: 'last pause', unit: 'ms' },
     ],
     sides: SIDES.map(side),
-    seconds: 36,
+    seconds: 30,
     warmUp: false as const,
   };
 }

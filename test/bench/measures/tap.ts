@@ -134,7 +134,7 @@ export const tap: Measure = {
           ];
           sides.push(side('qemu', qemuCommand(qemu, spec, theirs)));
         }
-        return { name: `tap, ${model}, ${name}`, metrics, sides };
+        return { name: `tap, ${model}, ${name}`, metrics, sides, seconds: 9 };
       }),
     );
   },
@@ -155,7 +155,7 @@ export const protectedTcp: Measure = {
         command: `ip netns exec NS ${words} --net tap=${TAPS[0]}${policyText(policy)}`,
         run: () => inNamespace({ kind, by: { policy }, ms: quick ? 1000 : 2000 }),
       })),
-      seconds: 45,
+      seconds: 40,
       warmUp: false,
     }));
   },
