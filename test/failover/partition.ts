@@ -201,12 +201,26 @@ class Partition {
   async #primaryWon(heal: () => Promise<void>): Promise<void> {
     const { pair } = this;
     if (pair.tookOver() || this.#firstOfB !== 0) this.complaints.push('both sides went on');
+    if (this.#o.kind === 'etcd' && this.#o.random.below(2) === 1) await this.#aloneWithoutEtcd();
     await heal();
     await pair.protected();
     if (pair.tookOver() || this.#firstOfB !== 0) {
       this.complaints.push('the standby took over from a primary that lives');
     }
     this.#onlyWhatDiffers('a', /the standby has copies of the disks/);
+    await this.#answers();
+  }
+
+  /** A primary that has gone on alone loses etcd for longer than its lease: it stops, and nobody takes over what is out of date. */
+  async #aloneWithoutEtcd(): Promise<void> {
+    const etcd = this.pair.proxyToEtcd('a');
+    const silent = this.#o.random.below(2) === 1;
+    this.#say(`etcd ${silent ? 'is silent to' : 'is cut off from'} the primary, which runs alone`);
+    if (silent) etcd.setSilent(true);
+    else etcd.setDown(true);
+    await this.#outputsStop(2 * LEASE_MS);
+    if (silent) etcd.setSilent(false);
+    else etcd.setDown(false);
     await this.#answers();
   }
 
