@@ -6,6 +6,7 @@ import { POLICY_DEFAULTS } from './epoch-policy.ts';
 import { EventTap, HELD_BLOCK } from './event-tap.ts';
 import { Primary } from './primary.ts';
 import type { PrimaryConfig } from './primary-types.ts';
+import { TapReplay } from './tap-replay.ts';
 
 const MANIFEST: Manifest = { frames: 0, sections: 0, bytes: 0, pages: 0, crc: 0 };
 
@@ -425,5 +426,31 @@ describe('Primary', () => {
       r.primary.leaseExtended(1e9, r.now);
       expect(r.outside).toEqual(['frame 1']);
     }
+  });
+
+  it('tells a standby that begins anew also of outputs that only wait for a lease', () => {
+    const r = new Rig();
+    r.primary.leaseExtended(1e9, 0);
+    r.protected();
+    r.frame(1);
+    r.primary.leaseExtended(Number.NEGATIVE_INFINITY, r.now);
+    r.ack(2);
+    r.primary.disconnected(r.now);
+    r.tick(0);
+    expect([r.outside, r.tap.heldCount]).toEqual([[], 1]);
+    r.join({ instance: 'c' });
+    r.primary.synchronised(r.now);
+    r.run();
+    const log = new Uint8Array(r.tap.logBytes);
+    r.tap.writeLog(log, 0);
+    const replay = new TapReplay(512);
+    expect(replay.check(log, 0, log.length)).toBeUndefined();
+    replay.apply(log, 0, log.length);
+    expect(replay.count).toBe(1);
+    // And it leaves with the ACK of that one.
+    r.primary.leaseExtended(1e9, r.now);
+    expect(r.outside).toEqual([]);
+    r.ack(r.sent.findLast((m) => m.cmd === 'COMMIT')!.id);
+    expect(r.outside).toEqual(['frame 1']);
   });
 });

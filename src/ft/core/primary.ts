@@ -371,6 +371,8 @@ export class Primary {
           this.#peer.opened();
           this.#ready = e.mode === 'resume';
           this.#ackedSinceOpen = false;
+          // What still waits here, also where an earlier standby has acknowledged it, is in no log of this one.
+          if (e.mode === 'full') this.tap.returnFrom(1);
           this.authority.peerBack();
           if (this.#ready) this.policy.force();
           else if (this.#intent !== undefined) {
