@@ -39,6 +39,8 @@ export interface ActivityParts {
   open(): Promise<ActivityFile>;
   /** Which image this is ({@link ActivityOwner}). */
   readonly image: number;
+  /** Of an extent, other than {@link EXTENT_BYTES} only where small disks are simulated. */
+  readonly extentBytes?: number;
   /** What was done on the image before is durable when this resolves. */
   flush(): Promise<void>;
   /** Waits; does not keep a process alive. */
@@ -62,6 +64,8 @@ const WANTED = 3;
 /** See the module's head. */
 export class ActivityLog {
   readonly #parts: ActivityParts;
+  /** Of an extent. */
+  readonly extentBytes: number;
   #file: ActivityFile | undefined;
   #state: State = 'void';
   #owner: ActivityOwner | undefined;
@@ -90,7 +94,8 @@ export class ActivityLog {
 
   constructor(sizeBytes: number, parts: ActivityParts) {
     this.#parts = parts;
-    const extents = Math.ceil(sizeBytes / EXTENT_BYTES);
+    this.extentBytes = parts.extentBytes ?? EXTENT_BYTES;
+    const extents = Math.ceil(sizeBytes / this.extentBytes);
     this.#open = new Uint16Array(extents);
     this.#written = new Uint8Array(extents);
   }
@@ -109,8 +114,8 @@ export class ActivityLog {
   /** Whether a write there may go to the disk now. If not, {@link onRoom} is called when it is worth another try. */
   admits(offset: number, length: number): boolean {
     if (this.#state === 'void' || this.#state === 'arming') return true;
-    const first = Math.floor(offset / EXTENT_BYTES);
-    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
+    const first = this.#extent(offset);
+    const last = this.#extent(offset + length - 1);
     let covered = true;
     for (let e = first; covered && e <= last; e++) covered = this.#durable.has(e);
     if (!covered) this.#want(first, last);
@@ -119,8 +124,8 @@ export class ActivityLog {
 
   /** A write that the standby will hear of goes to the disk. */
   begin(offset: number, length: number): void {
-    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
-    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) {
+    const last = this.#extent(offset + length - 1);
+    for (let e = this.#extent(offset); e <= last; e++) {
       this.#open[e]!++;
       this.#written[e] = WRITTEN;
     }
@@ -129,15 +134,19 @@ export class ActivityLog {
 
   /** It is acknowledged, or nobody waits for that any more. Once for each {@link begin}. */
   end(offset: number, length: number): void {
-    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
-    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) this.#open[e]!--;
+    const last = this.#extent(offset + length - 1);
+    for (let e = this.#extent(offset); e <= last; e++) this.#open[e]!--;
     if (this.#starved) this.#flush();
   }
 
   /** The disk has refused a write there, maybe half-way. */
   failed(offset: number, length: number): void {
-    const last = Math.floor((offset + length - 1) / EXTENT_BYTES);
-    for (let e = Math.floor(offset / EXTENT_BYTES); e <= last; e++) this.#failed.add(e);
+    const last = this.#extent(offset + length - 1);
+    for (let e = this.#extent(offset); e <= last; e++) this.#failed.add(e);
+  }
+
+  #extent(offset: number): number {
+    return Math.floor(offset / this.extentBytes);
   }
 
   #want(first: number, last: number): void {

@@ -85,6 +85,8 @@ export class DiskCopy {
   readonly #disks: readonly CopiedDisk[];
   readonly #rounds: SyncRounds;
   readonly #startNs: number;
+  /** Of all the disks. */
+  readonly #granuleBytes: number;
   #chunk = -1;
   #used = 0;
   #disk = 0;
@@ -96,6 +98,7 @@ export class DiskCopy {
     this.#parts = parts;
     this.#owner = owner;
     this.#disks = disks;
+    this.#granuleBytes = disks[0]?.block.granules.unitBytes ?? GRANULE_BYTES;
     this.#startNs = parts.nowNs();
     this.#rounds = new SyncRounds({
       downtimeMaxNs: parts.maxDowntimeNs,
@@ -169,7 +172,7 @@ export class DiskCopy {
   async #step({ access, block, base: known }: CopiedDisk, at: number): Promise<number> {
     const { granules } = block;
     const { holes, sizeBytes } = access;
-    const offset = at * GRANULE_BYTES;
+    const offset = at * this.#granuleBytes;
     // Later rounds send what was written, whatever the base holds: the standby may have got something else meanwhile.
     const base = this.#rounds.rounds === 0 ? known : undefined;
     // Unmarked before it is looked at: what is written meanwhile is marked again.
@@ -178,11 +181,11 @@ export class DiskCopy {
       const holeEnd =
         data === sizeBytes
           ? granules.total
-          : Math.min(Math.floor(data / GRANULE_BYTES), granules.total);
+          : Math.min(Math.floor(data / this.#granuleBytes), granules.total);
       if (holeEnd > at && base === undefined) {
         const end = this.#unmark(granules, at, holeEnd);
         // Written meanwhile? Then it is marked, and the next round has it.
-        const to = Math.min(end * GRANULE_BYTES, sizeBytes);
+        const to = Math.min(end * this.#granuleBytes, sizeBytes);
         const still = Math.min(holes.nextData(offset), sizeBytes);
         if (still >= to) this.#zero(offset, to - offset);
         else granules.mark(offset, to - offset);
@@ -191,10 +194,10 @@ export class DiskCopy {
       }
     }
     const room = Math.floor(
-      (CHUNK_BYTES - Math.min(this.#used, CHUNK_BYTES - GRANULE_BYTES)) / GRANULE_BYTES,
+      (CHUNK_BYTES - Math.min(this.#used, CHUNK_BYTES - this.#granuleBytes)) / this.#granuleBytes,
     );
     const end = this.#unmark(granules, at, at + Math.max(1, room));
-    const to = Math.min(end * GRANULE_BYTES, sizeBytes);
+    const to = Math.min(end * this.#granuleBytes, sizeBytes);
     const reads: Promise<void>[] = [];
     for (let from = offset; from < to; from += PIECE_BYTES) {
       const length = Math.min(PIECE_BYTES, to - from);
@@ -237,7 +240,7 @@ export class DiskCopy {
   #piece(offset: number, bytes: Uint8Array, there: Uint8Array | undefined): void {
     let from = 0;
     while (from < bytes.length) {
-      const next = Math.min(from + GRANULE_BYTES, bytes.length);
+      const next = Math.min(from + this.#granuleBytes, bytes.length);
       if (there !== undefined) {
         const same = Buffer.compare(bytes.subarray(from, next), there.subarray(from, next)) === 0;
         if (same) from = next;
@@ -249,9 +252,9 @@ export class DiskCopy {
         continue;
       }
       const zero = this.#isZero(bytes, from);
-      let end = Math.min(from + GRANULE_BYTES, bytes.length);
+      let end = Math.min(from + this.#granuleBytes, bytes.length);
       while (end < bytes.length && this.#isZero(bytes, end) === zero) {
-        end = Math.min(end + GRANULE_BYTES, bytes.length);
+        end = Math.min(end + this.#granuleBytes, bytes.length);
       }
       if (zero) this.#zero(offset + from, end - from);
       else this.#data(offset + from, bytes.subarray(from, end));
@@ -260,7 +263,7 @@ export class DiskCopy {
   }
 
   #isZero(bytes: Uint8Array, from: number): boolean {
-    return this.#parts.isZero(bytes, from, Math.min(GRANULE_BYTES, bytes.length - from));
+    return this.#parts.isZero(bytes, from, Math.min(this.#granuleBytes, bytes.length - from));
   }
 
   #data(offset: number, data: Uint8Array): void {
@@ -278,7 +281,7 @@ export class DiskCopy {
   }
 
   get #full(): boolean {
-    return this.#used + GRANULE_BYTES + 4 * DISK_OP_BYTES > CHUNK_BYTES;
+    return this.#used + this.#granuleBytes + 4 * DISK_OP_BYTES > CHUNK_BYTES;
   }
 
   /** Waits for a chunk buffer, and for the throttle. */

@@ -10,14 +10,18 @@ export const GRANULE_BYTES = 64 * 1024;
 export class Granules {
   /** Of the disk. */
   readonly sizeBytes: number;
+  /** Of a granule. */
+  readonly unitBytes: number;
   /** Granules in all. */
   readonly total: number;
   readonly #words: Uint32Array;
   #count = 0;
 
-  constructor(sizeBytes: number) {
+  /** @param unitBytes of a granule; other than {@link GRANULE_BYTES} only where small disks are simulated */
+  constructor(sizeBytes: number, unitBytes = GRANULE_BYTES) {
     this.sizeBytes = sizeBytes;
-    this.total = Math.ceil(sizeBytes / GRANULE_BYTES);
+    this.unitBytes = unitBytes;
+    this.total = Math.ceil(sizeBytes / unitBytes);
     this.#words = new Uint32Array(Math.ceil(this.total / 32));
   }
 
@@ -28,7 +32,7 @@ export class Granules {
 
   /** Bytes that are marked, at most. */
   get bytes(): number {
-    return Math.min(this.#count * GRANULE_BYTES, this.sizeBytes);
+    return Math.min(this.#count * this.unitBytes, this.sizeBytes);
   }
 
   has(granule: number): boolean {
@@ -38,8 +42,9 @@ export class Granules {
   /** Marks every granule that [offset, offset + length) touches. */
   mark(offset: number, length: number): void {
     if (length <= 0) return;
-    const last = Math.min(Math.floor((offset + length - 1) / GRANULE_BYTES), this.total - 1);
-    for (let g = Math.floor(offset / GRANULE_BYTES); g <= last; g++) this.set(g);
+    const { unitBytes } = this;
+    const last = Math.min(Math.floor((offset + length - 1) / unitBytes), this.total - 1);
+    for (let g = Math.floor(offset / unitBytes); g <= last; g++) this.set(g);
   }
 
   set(granule: number): void {
@@ -85,7 +90,7 @@ export class Granules {
     return end;
   }
 
-  /** Adds what `other` marks. Both are of disks of one size. */
+  /** Adds what `other` marks. Both are of disks of one size, in one unit. */
   merge(other: Granules): void {
     for (let g = other.next(0); g >= 0; g = other.next(g + 1)) this.set(g);
   }

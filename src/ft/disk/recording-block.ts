@@ -63,6 +63,7 @@ export class RecordingBlock implements BlockBackend {
   /**
    * @param disk its number among the guest's disks
    * @param onWait a write waits for room in the log: a checkpoint would make some
+   * @param granuleBytes of {@link granules}
    */
   constructor(
     inner: BlockBackend,
@@ -70,6 +71,7 @@ export class RecordingBlock implements BlockBackend {
     log: DiskLog,
     disk: number,
     onWait: () => void,
+    granuleBytes?: number,
   ) {
     this.#inner = inner;
     this.#memory = memory;
@@ -81,7 +83,7 @@ export class RecordingBlock implements BlockBackend {
       ...inner.info,
       maxTransferBytes: Math.min(maxTransferBytes, DISK_WRITE_BYTES_MAX),
     };
-    this.granules = new Granules(sizeBytes);
+    this.granules = new Granules(sizeBytes, granuleBytes);
     this.#state = new Uint8Array(maxRequests);
     this.#slot = new Int32Array(maxRequests).fill(NO_SLOT);
     this.#kept = new KeptRequests(maxRequests);

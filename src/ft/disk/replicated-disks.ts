@@ -90,20 +90,23 @@ export class ReplicatedDisks {
   /** Called when the guest waits for room in the log. */
   onWait: () => void = () => {};
 
+  /** @param granuleBytes in which differences are kept, other than usual only where small disks are simulated */
   constructor(
     disks: readonly PrimaryDisk[],
     memory: GuestMemory,
     crc: Crc,
     bounds?: DiskLogBounds,
+    granuleBytes?: number,
   ) {
     this.#disks = disks;
     this.log = new DiskLog(crc, bounds);
     this.blocks = disks.map(
-      ({ backend }, i) => new RecordingBlock(backend, memory, this.log, i, () => this.onWait()),
+      ({ backend }, i) =>
+        new RecordingBlock(backend, memory, this.log, i, () => this.onWait(), granuleBytes),
     );
     this.#storage = disks.map(() => STORAGE.unknown);
-    this.#young = disks.map(({ backend }) => new Granules(backend.info.sizeBytes));
-    this.#old = disks.map(({ backend }) => new Granules(backend.info.sizeBytes));
+    this.#young = this.blocks.map(({ granules }) => likeGranules(granules));
+    this.#old = this.blocks.map(({ granules }) => likeGranules(granules));
     this.log.onRoom = () => {
       for (const block of this.blocks) block.roomCame();
     };
@@ -135,7 +138,7 @@ export class ReplicatedDisks {
     this.#origin = origin;
     for (const disk of copies) {
       const block = this.blocks[disk]!;
-      block.since = new Granules(block.info.sizeBytes);
+      block.since = likeGranules(block.granules);
     }
   }
 
@@ -213,7 +216,8 @@ export class ReplicatedDisks {
     for (const [i, block] of this.blocks.entries()) {
       if (!this.#replicated(i)) continue;
       if (block.since === undefined) return undefined;
-      const extents = Math.ceil(block.info.sizeBytes / EXTENT_BYTES);
+      const { extentBytes = EXTENT_BYTES } = this.#disks[i]!.activity ?? {};
+      const extents = Math.ceil(block.info.sizeBytes / extentBytes);
       if (returned.extents[i]!.some((extent) => extent >= extents)) return undefined;
     }
     return returned;
@@ -313,11 +317,17 @@ export class ReplicatedDisks {
   }
 }
 
+/** An empty set for the same disk. */
+function likeGranules({ sizeBytes, unitBytes }: Granules): Granules {
+  return new Granules(sizeBytes, unitBytes);
+}
+
 /** What the host that was lost does not have as it is here: what it may have written itself, and what was written here since. */
 function markReturned(block: RecordingBlock, extents: readonly number[]): void {
   const { granules, since } = block;
+  const { extentBytes } = block.activity ?? { extentBytes: EXTENT_BYTES };
   granules.clear();
-  for (const extent of extents) granules.mark(extent * EXTENT_BYTES, EXTENT_BYTES);
+  for (const extent of extents) granules.mark(extent * extentBytes, extentBytes);
   granules.merge(since!);
 }
 
