@@ -24,6 +24,10 @@ export const BLOCKS = DISKS * DISK_BLOCKS;
 export const BLOCK_BYTES = 512;
 /** Blocks from here on belong to requests of the client, those before to the guest's other business. */
 const JOB_BLOCK = 12;
+/** Those before are written in places, one after the other, each for a while. */
+const PLACE_BLOCKS = 3;
+const PLACES = JOB_BLOCK / PLACE_BLOCKS;
+const PLACE_STEPS = 32;
 /** The block of request `n`. */
 export const blockOfRequest = (n: number): number =>
   JOB_BLOCK + (Math.floor(n / 2) % (BLOCKS - JOB_BLOCK));
@@ -247,8 +251,11 @@ export class SimGuest {
       this.#makeAvailable(op, (acc >>> 5) % BLOCKS, 0);
       return;
     }
-    // Half of them on few blocks, so that an epoch writes the same ones again.
-    const block = acc & 16 ? (acc >>> 5) % 3 : (acc >>> 5) % JOB_BLOCK;
+    // Most of them on few blocks, so that an epoch writes the same ones again; on others after a while, so that what nobody
+    // has written for long shows what a copy left out.
+    const place = PLACE_BLOCKS * (Math.floor(this.steps / PLACE_STEPS) % PLACES);
+    const block =
+      (acc & 0x70) !== 0 ? place + ((acc >>> 7) % PLACE_BLOCKS) : (acc >>> 7) % JOB_BLOCK;
     const end = block < DISK_BLOCKS ? DISK_BLOCKS : JOB_BLOCK;
     const count = Math.min(1 + ((acc >>> 12) % 3), end - block);
     if (this.#overlapping(block, count) && acc >>> 30 !== 0) return;

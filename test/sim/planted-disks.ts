@@ -2,11 +2,43 @@
  * Planted bugs in how replicated disks are kept: each breaks one rule by taking the place of one small part of what a standby
  * opens, or of what the simulated shells tell the disks.
  */
+import type { ActivityParts } from '../../src/ft/disk/activity-log.ts';
 import type { DiskOps, ReplicaDisk } from '../../src/ft/disk/replica-disks.ts';
 import { DiskOpsReader } from '../../src/ft/wire/disk-ops.ts';
+import type { FaultKind } from './config.ts';
 import type { Planted } from './planted.ts';
 
+/** What brings these bugs to light. */
+const DISK_BUG_FAULTS: readonly FaultKind[] = [
+  'kill-standby',
+  'kill-at-step',
+  'kill-at-step',
+  'kill-host',
+  'host-disk-slow',
+  'cut',
+  'flip',
+];
+
+/** And those of what a primary keeps for the case that it is lost. */
+const ACTIVITY_BUG_FAULTS: readonly FaultKind[] = [
+  'kill-when-protected',
+  'kill-when-protected',
+  'kill-host',
+  'host-disk-slow',
+];
+
+/** And of journals of which one is behind. */
+const JOURNAL_BUG_FAULTS: readonly FaultKind[] = ['kill-at-step', 'kill-at-step', 'host-disk-slow'];
+
+/** What befalls where `bug`, one of these, is to be found. */
+export function faultsFor(bug: Planted): readonly FaultKind[] {
+  if (bug === 'disk-journals-apart') return JOURNAL_BUG_FAULTS;
+  return bug.startsWith('disk-extent-') ? ACTIVITY_BUG_FAULTS : DISK_BUG_FAULTS;
+}
+
 const nothing = async (): Promise<void> => {};
+/** How long a planted activity log takes until it has an extent. */
+const LATE_MS = 2000;
 
 /** Plants `bug`, if it is one of these, in what a standby opens. */
 export function plantInReplicas(bug: Planted | undefined, replicas: readonly ReplicaDisk[]): void {
@@ -36,6 +68,34 @@ export function plantInReplicas(bug: Planted | undefined, replicas: readonly Rep
       record.append = (generation, id) => append(generation, id, []);
     }
   }
+}
+
+/** What a primary's activity log is made with, with `bug` planted if it is one of these. */
+export function plantInActivity(bug: Planted | undefined, parts: ActivityParts): ActivityParts {
+  if (bug === 'disk-extent-not-flushed') return { ...parts, flush: nothing };
+  if (bug !== 'disk-extent-after-data' && bug !== 'disk-extent-dropped') return parts;
+  return {
+    ...parts,
+    open: async () => {
+      const file = await parts.open();
+      const write = file.write.bind(file);
+      let behind: Promise<unknown> = Promise.resolve();
+      file.write = async (state) => {
+        if (state === undefined) {
+          await behind;
+          await write(undefined);
+        } else if (bug === 'disk-extent-dropped') {
+          await write({ ...state, extents: state.extents.slice(1) });
+        } else {
+          behind = behind
+            .then(() => parts.sleep(LATE_MS))
+            .then(() => write(state))
+            .catch(nothing);
+        }
+      };
+      return file;
+    },
+  };
 }
 
 /** Of a body, the operations in its first half. */

@@ -73,6 +73,8 @@ export const PLANTED = {
   'ahead-base-kept': 100,
   /** Parts of a transaction that was cancelled stay staged. */
   'cancelled-parts-kept': 100,
+  /** An old primary that comes back goes on when it hears that a later generation of the guest has begun. */
+  'old-primary-unfenced': 200,
   /** A standby's images get what a transaction does to them as its parts arrive. */
   'disk-apply-before-commit': 30,
   /** The images are not flushed when the first copy is complete, before its ACK. */
@@ -93,6 +95,12 @@ export const PLANTED = {
   'disk-old-copy-believed': 100,
   /** Disk writes of epochs that did not commit are not sent again. */
   'disk-returned-writes-lost': 100,
+  /** A write goes to a primary's disk at once, and the activity log has its extent a while later. */
+  'disk-extent-after-data': 300,
+  /** The activity log leaves out the first of its extents. */
+  'disk-extent-dropped': 300,
+  /** An extent leaves the activity log when it is acknowledged, whether the disk has been flushed or not. */
+  'disk-extent-not-flushed': 300,
 } as const;
 
 /** Name of a planted bug. */
@@ -178,6 +186,12 @@ class RashPrimary extends Primary {
   }
 }
 
+class UnfencedPrimary extends Primary {
+  protected override isOver(): boolean {
+    return false;
+  }
+}
+
 class CredulousSender extends Sender {
   protected override generationFits(_message: Message): boolean {
     return true;
@@ -239,6 +253,7 @@ export function makePrimary(
   };
   if (bug === 'release-before-ack') return new EagerPrimary(config, tap, parts);
   if (bug === 'unprotected-before-record') return new RashPrimary(config, tap, parts);
+  if (bug === 'old-primary-unfenced') return new UnfencedPrimary(config, tap, parts);
   return new Primary(config, tap, parts);
 }
 

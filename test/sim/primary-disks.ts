@@ -21,6 +21,7 @@ import {
   SLOT_OP,
   SLOTS,
 } from './guest.ts';
+import { plantInActivity } from './planted-disks.ts';
 import type { SimProcess } from './process.ts';
 
 export const crc: Crc = (bytes, offset, length, previous) =>
@@ -34,6 +35,11 @@ const SLOT_BYTES = REQUEST_BLOCKS * BLOCK_BYTES;
 const LOG_BOUNDS = { bytes: 8 * 4096, entries: 8 };
 /** Room for a chunk of the first copy: a whole disk of the simulation, or all the operations on it. */
 const CHUNK_BYTES = DISK_BLOCKS * BLOCK_BYTES + 512;
+/** In units as small as these disks are, so that each has several. */
+const GRANULE_BYTES = BLOCK_BYTES;
+const EXTENT_BYTES = 2 * BLOCK_BYTES;
+/** How much faster the activity log's clock runs: extents leave it several times within a run. */
+const ACTIVITY_HASTE = 40;
 /** Room for disk writes in one part of a transaction. */
 const PART_BYTES = 2048;
 
@@ -94,18 +100,20 @@ export class PrimaryDisks {
         id: `disk${disk}`,
         backend: storage.backendOf(process, disk, this.#memory),
         open: async () => storage.accessOf(process, disk),
-        activity: {
+        activity: plantInActivity(process.world.bug, {
           image: 1,
+          extentBytes: EXTENT_BYTES,
           open: () => ActivityFile.open(storage.activityOf(process, disk), crc),
           flush: () => storage.flushOf(process, disk),
-          sleep: (ms: number) => this.#sleep(ms),
+          sleep: (ms: number) => this.#sleep(ms / ACTIVITY_HASTE),
           warn: () => {},
           close: () => {},
-        },
+        }),
       })),
       this.#memory,
       crc,
       LOG_BOUNDS,
+      GRANULE_BYTES,
     );
     this.disks.onWait = () => owner.waits();
     for (const block of this.disks.blocks) {

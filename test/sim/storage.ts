@@ -91,8 +91,9 @@ export class HostStorage {
   readonly #images: readonly Medium[];
   readonly #records: readonly Medium[];
   readonly #activities: readonly Medium[];
-  /** Blocks of the images that have room of their own, by number of the guest's block. */
+  /** Blocks of the images that have room of their own, and those that are no holes, by number of the guest's block. */
   readonly #room = new Uint8Array(BLOCKS);
+  readonly #data = new Uint8Array(BLOCKS);
   #pending: Pending[] = [];
   /** Chance that a request fails. */
   failing = 0;
@@ -112,6 +113,7 @@ export class HostStorage {
   clear(): void {
     for (const medium of this.#all) medium.clear();
     this.#room.fill(0);
+    this.#data.fill(0);
   }
 
   /** A process has died; `host`: with the whole host. */
@@ -125,6 +127,12 @@ export class HostStorage {
     this.#pending = this.#pending.filter(({ over }) => !over);
     if (!host) return;
     for (const medium of this.#all) medium.powerLoss(prng);
+    // A hole that was made and lost again is none.
+    for (let block = 0; block < BLOCKS; block++) {
+      if (this.words(block, 0) === 0) continue;
+      this.#room[block] = 1;
+      this.#data[block] = 1;
+    }
   }
 
   get #all(): Medium[] {
@@ -240,10 +248,8 @@ export class HostStorage {
           if (this.full && this.#room[block] === 0) throw new Error('no room is left');
           this.#room[block] = 1;
         }),
-      forget: (offset, length) =>
-        each(offset, length, (block) => {
-          this.#room[block] = 0;
-        }),
+      // What is given back is free as soon as the disk does it; nothing is remembered here.
+      forget: () => {},
       close: () => {},
     };
   }
@@ -259,7 +265,7 @@ export class HostStorage {
   #holesOf(disk: number): HoleMap {
     const next = (offset: number, data: boolean): number => {
       let block = Math.floor(offset / BLOCK_BYTES);
-      const is = (): boolean => this.#room[disk * DISK_BLOCKS + block] === (data ? 1 : 0);
+      const is = (): boolean => this.#data[disk * DISK_BLOCKS + block] === (data ? 1 : 0);
       while (block < DISK_BLOCKS && !is()) block++;
       return Math.max(offset, block * BLOCK_BYTES);
     };
@@ -267,7 +273,7 @@ export class HostStorage {
   }
 
   backendOf(process: SimProcess, disk: number, memory: GuestMemory): SimBlock {
-    return new SimBlock(this, process, disk, memory, this.#images[disk]!, this.#room);
+    return new SimBlock(this, process, disk, memory, this.#images[disk]!, this.#room, this.#data);
   }
 }
 
@@ -295,6 +301,7 @@ class SimBlock implements BlockBackend {
   readonly #memory: GuestMemory;
   readonly #medium: Medium;
   readonly #room: Uint8Array;
+  readonly #data: Uint8Array;
   #handler: BlockHandler | undefined;
   #drained: (() => void) | undefined;
 
@@ -305,6 +312,7 @@ class SimBlock implements BlockBackend {
     memory: GuestMemory,
     medium: Medium,
     room: Uint8Array,
+    data: Uint8Array,
   ) {
     this.#storage = storage;
     this.#process = process;
@@ -312,6 +320,7 @@ class SimBlock implements BlockBackend {
     this.#memory = memory;
     this.#medium = medium;
     this.#room = room;
+    this.#data = data;
   }
 
   setHandler(handler: BlockHandler): void {
@@ -370,10 +379,13 @@ class SimBlock implements BlockBackend {
       this.#memory.read(address, data, 0, bytes);
       this.#medium.write(offset, data);
       this.#room.fill(1, block, block + done);
+      this.#data.fill(1, block, block + done);
     } else if (op !== BLOCK_OP.discard) {
       // A discard is a hint, and this disk does not take it.
       this.#medium.write(offset, new Uint8Array(bytes));
-      if (op === BLOCK_OP.writeZeroesUnmap) this.#room.fill(0, block, block + done);
+      if (op !== BLOCK_OP.writeZeroesUnmap) return;
+      this.#room.fill(0, block, block + done);
+      this.#data.fill(0, block, block + done);
     }
   }
 

@@ -21,6 +21,7 @@ import { type LeaseClient, LeaseStore, StartingProcess } from './lease-store.ts'
 import { Connection, type Network } from './network.ts';
 import { LockArbiter, SharedDisk } from './outside.ts';
 import { DISK_BUGS, LEASE_BUGS, type Planted } from './planted.ts';
+import { faultsFor } from './planted-disks.ts';
 import { PrimaryProcess } from './primary-process.ts';
 import type { SimProcess } from './process.ts';
 import { Schedule } from './schedule.ts';
@@ -53,17 +54,6 @@ export interface RunOptions {
   /** What befalls; undefined: as the seed says. */
   readonly faults?: readonly FaultKind[] | undefined;
 }
-
-/** What brings planted bugs of replicated disks to light. */
-const DISK_BUG_FAULTS: readonly FaultKind[] = [
-  'kill-standby',
-  'kill-at-step',
-  'kill-at-step',
-  'kill-host',
-  'host-disk-slow',
-  'cut',
-  'flip',
-];
 
 /** Set the draws for leases, and for replicated disks, apart from the others. */
 const LEASE_SEED = 2 ** 41;
@@ -120,7 +110,7 @@ export class World {
     this.config = drawConfig(this.prng, new Prng(seed + LEASE_SEED), new Prng(seed + DISK_SEED), {
       onlyLeases: bug !== undefined && LEASE_BUGS.includes(bug),
       replicated: diskBug ? true : (replicated ?? (bug === undefined ? undefined : false)),
-      faults: diskBug ? DISK_BUG_FAULTS : faults,
+      faults: diskBug ? faultsFor(bug) : faults,
     });
     this.storage = this.config.replicated ? [new HostStorage(this), new HostStorage(this)] : [];
     this.disk = new SharedDisk(this.schedule, this.prng);

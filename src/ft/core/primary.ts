@@ -286,8 +286,8 @@ export class Primary {
    */
   stranger(hello: Hello, nowNs: number): NackMessage {
     const { generation } = this.sender;
-    const newer = hello.vm === this.#config.hello.vm && hello.generation > generation;
-    if (newer && !this.#isOver()) {
+    const newer = hello.vm === this.#config.hello.vm && this.isOver(hello.generation);
+    if (newer && !this.#isDone()) {
       this.#fence(hello.generation);
       this.#settle(nowNs);
     }
@@ -300,7 +300,7 @@ export class Primary {
    * False: it is being handed over, and its end is the survivor's business.
    */
   end(reason: EndReason, nowNs: number): boolean {
-    if (this.#isOver() || this.authority.handing) return false;
+    if (this.#isDone() || this.authority.handing) return false;
     this.#intent = { kind: 'end', reason };
     this.#finalAcked = false;
     this.#stopped = true;
@@ -344,7 +344,7 @@ export class Primary {
   #settle(nowNs: number): void {
     this.#drainSender(nowNs);
     if (this.#phase === 'fenced' || this.#phase === 'over') return;
-    if (this.authority.fencedBy !== 0) {
+    if (this.isOver(this.authority.fencedBy)) {
       // After a hand-over the next generation is the standby's, as it should be.
       const handed = this.#intent?.kind === 'hand' && this.#takingBack;
       if (handed && this.authority.fencedBy === this.sender.generation + 1) {
@@ -358,7 +358,7 @@ export class Primary {
     this.#finish(nowNs);
     this.#drainSender(nowNs);
     this.#drainArbiter();
-    if (this.#isOver()) return;
+    if (this.#isDone()) return;
     this.#connect(nowNs);
     this.#capture(nowNs);
     this.#enter(this.#phaseNow());
@@ -392,7 +392,7 @@ export class Primary {
           break;
         case 'superseded':
           this.out.push(e);
-          this.#fence(e.generation);
+          if (this.isOver(e.generation)) this.#fence(e.generation);
           continue;
         case 'refused':
           this.#refused = true;
@@ -507,6 +507,11 @@ export class Primary {
     this.out.push({ type: 'run' });
   }
 
+  /** Whether this run of the guest is over, because `other` is a generation of it that has begun. */
+  protected isOver(other: number): boolean {
+    return other > this.sender.generation;
+  }
+
   /** Whether outputs may leave without an ACK (R3). */
   protected mayPass(): boolean {
     return this.authority.mayRunAlone;
@@ -564,7 +569,7 @@ export class Primary {
     }
   }
 
-  #isOver(): boolean {
+  #isDone(): boolean {
     return this.#phase === 'over' || this.#phase === 'fenced';
   }
 
@@ -597,7 +602,7 @@ export class Primary {
   }
 
   #phaseNow(): PrimaryPhase {
-    if (this.#isOver()) return this.#phase;
+    if (this.#isDone()) return this.#phase;
     if (this.#intent?.kind === 'hand') return 'handing';
     if (this.#intent?.kind === 'end') return 'ending';
     if (this.#peer.streamOpen) {
@@ -632,7 +637,7 @@ export class Primary {
   }
 
   #over(why: 'ended' | 'handed-over'): void {
-    if (this.#isOver()) return;
+    if (this.#isDone()) return;
     this.tap.holding = true;
     this.sender.shutDown();
     this.#enter('over');
