@@ -26,6 +26,7 @@ import {
   SLOT_OP,
 } from './guest.ts';
 import type { LeaseClient, LeaseUser } from './lease-store.ts';
+import { primaryConfig } from './machine-config.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser, DiskUser } from './outside.ts';
 import { makePrimary } from './planted.ts';
@@ -131,7 +132,7 @@ export class PrimaryProcess
       triggersMax: 1,
     };
     this.tap = new EventTap(tapConfig, this, () => this.machine.held(this.now), firstSeq);
-    const config = world.primaryConfig(this, generation);
+    const config = primaryConfig(world.config, instance, generation);
     this.machine = makePrimary(world.bug, config, this.tap);
     if (client !== undefined) {
       client.user = this;
@@ -678,8 +679,8 @@ export class PrimaryProcess
 
   /** Memory that goes bad between the checksum and the wire. */
   #goesBad(chunks: readonly Uint8Array[]): void {
-    const { prng, stagingFlip } = this.world;
-    if (!prng.chance(stagingFlip)) return;
+    const { prng, faults } = this.world;
+    if (!prng.chance(faults.stagingFlip)) return;
     const chunk = prng.pick(chunks);
     chunk[prng.below(chunk.length)]! ^= 1 << prng.below(8);
   }

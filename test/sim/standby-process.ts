@@ -19,6 +19,7 @@ import { Violation } from './checkers.ts';
 import { guestHasDisks } from './config.ts';
 import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
 import { LeaseClient, type LeaseUser } from './lease-store.ts';
+import { standbyConfig } from './machine-config.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser } from './outside.ts';
 import { makeStandby } from './planted.ts';
@@ -72,7 +73,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     super(world, host, instance);
     this.#replay = new TapReplay(world.config.tapBytes);
     if (world.config.leases) this.client = new LeaseClient(this, world.bug);
-    this.machine = makeStandby(world.bug, world.standbyConfig(this));
+    this.machine = makeStandby(world.bug, standbyConfig(world.config, instance));
     this.post(0, () => this.#tick());
     if (world.config.replicated) this.post(0, () => this.#open());
   }
