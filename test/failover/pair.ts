@@ -447,6 +447,7 @@ export class Pair {
     }
     this.net.close();
     this.etcd?.close();
-    if (!keep) rmSync(this.folder, { recursive: true, force: true });
+    if (keep) process.stderr.write(`kept: ${this.folder}\n`);
+    else rmSync(this.folder, { recursive: true, force: true });
   }
 }

@@ -271,10 +271,13 @@ class Partition {
 /** Runs it. Throws when something does not happen at all. */
 export async function runPartition(options: PartitionOptions): Promise<PartitionResult> {
   const partition = new Partition(options);
+  let failed = true;
   try {
-    return await partition.run();
+    const result = await partition.run();
+    failed = !result.verified;
+    return result;
   } finally {
     partition.client.stop();
-    partition.pair.close(process.env.TSVMM_KEEP !== undefined);
+    partition.pair.close(failed && process.env.TSVMM_KEEP !== undefined);
   }
 }

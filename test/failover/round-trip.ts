@@ -35,6 +35,7 @@ export async function runRoundTrip(options: RoundTripOptions): Promise<RoundTrip
   const { rounds, random, say = () => {} } = options;
   const pair = new Pair({ ...options, roundTrip: true, unprotected: options.late === true });
   let client: DemoClient | undefined;
+  let failed = true;
   try {
     await pair.startStandby();
     pair.startPrimary();
@@ -90,9 +91,10 @@ export async function runRoundTrip(options: RoundTripOptions): Promise<RoundTrip
     const verdict = verify(replies, pair.diskOf(here));
     complaints.push(...verdict.complaints, ...client.oddities);
     const verified = verdict.lost === 0 && complaints.length === 0 && verdict.outputs > 0;
+    failed = !verified;
     return { ...verdict, complaints, verified, backMs };
   } finally {
     client?.stop();
-    pair.close(process.env.TSVMM_KEEP !== undefined);
+    pair.close(failed && process.env.TSVMM_KEEP !== undefined);
   }
 }
