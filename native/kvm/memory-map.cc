@@ -1,7 +1,5 @@
 #include "memory-map.h"
 
-#include <emmintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -18,25 +16,7 @@ const napi_type_tag kMemoryMapTag = {0x6d656d6f72796d61ULL, 0x7473766d6d6d6170UL
 // From this many pages on, copies do not go through the caches: they displace more there than they leave for the encoder, and a
 // line of the destination need not be fetched before it is overwritten.
 constexpr uint64_t kStreamPages = 256;
-// Of the next page, which no hardware fetches ahead across a page boundary.
-constexpr uint64_t kAheadBytes = 512;
 constexpr uint64_t kAllocateMax = 1ULL << 30;
-
-// Copies a page past the caches. `to` is aligned to 16 bytes, `from` to a page.
-void StreamPage(uint8_t* to, const uint8_t* from) {
-  for (size_t at = 0; at < kPageSize; at += 64) {
-    const auto* source = reinterpret_cast<const __m128i*>(from + at);
-    auto* target = reinterpret_cast<__m128i*>(to + at);
-    const __m128i a = _mm_load_si128(source);
-    const __m128i b = _mm_load_si128(source + 1);
-    const __m128i c = _mm_load_si128(source + 2);
-    const __m128i d = _mm_load_si128(source + 3);
-    _mm_stream_si128(target, a);
-    _mm_stream_si128(target + 1, b);
-    _mm_stream_si128(target + 2, c);
-    _mm_stream_si128(target + 3, d);
-  }
-}
 
 // Keeps a plain ArrayBuffer alive for as long as native code may touch it.
 class BufferMapping : public Mapping {
@@ -101,6 +81,8 @@ Napi::Function MemoryMapObject::Define(Napi::Env env) {
                          InstanceMethod<&MemoryMapObject::AddRange>("addRange"),
                          InstanceMethod<&MemoryMapObject::RemoveRange>("removeRange"),
                          InstanceMethod<&MemoryMapObject::Gather>("gather"),
+                         InstanceMethod<&MemoryMapObject::BeginGather>("beginGather"),
+                         InstanceMethod<&MemoryMapObject::EndGather>("endGather"),
                          InstanceMethod<&MemoryMapObject::Scatter>("scatter"),
                          InstanceMethod<&MemoryMapObject::Allocate>("allocate"),
                          InstanceMethod<&MemoryMapObject::Read>("read"),
@@ -140,6 +122,7 @@ void MemoryMapObject::AddRange(const Napi::CallbackInfo& info) {
 }
 
 void MemoryMapObject::RemoveRange(const Napi::CallbackInfo& info) {
+  copier_.Finish();
   if (!map_->Remove(ArgAddress(info, 0, "guestPhys"))) {
     throw Napi::RangeError::New(info.Env(), "no range starts there");
   }
@@ -171,13 +154,10 @@ void MemoryMapObject::CopyPages(const Napi::CallbackInfo& info, bool toGuest) {
     const uint8_t* page = find(pages[0]);
     for (uint64_t i = 0; i < count; i++) {
       const uint8_t* next = i + 1 < count ? find(pages[i + 1]) : page;
-      for (uint64_t at = 0; at < kAheadBytes; at += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T0);
-      }
-      StreamPage(host.data + i * kPageSize, page);
+      StreamPage(host.data + i * kPageSize, page, next);
       page = next;
     }
-    _mm_sfence();
+    EndStream();
     return;
   }
   for (uint64_t i = 0; i < count; i++) {
@@ -189,6 +169,48 @@ void MemoryMapObject::CopyPages(const Napi::CallbackInfo& info, bool toGuest) {
       std::memmove(other, page, kPageSize);
     }
   }
+}
+
+// beginGather(pages, count, dst, blocks, blockPages): as gather, on a thread of its own until endGather; page i goes to
+// blocks[i / blockPages] (a byte offset in dst) + i % blockPages * 4096. Nothing begins when a page is not there.
+void MemoryMapObject::BeginGather(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Span list = ArgTyped(info, 0, "pages", napi_uint32_array);
+  const uint64_t count = ArgUint(info, 1, "count", 0, list.size / sizeof(uint32_t));
+  const Span host = ArgBytes(info, 2, "dst");
+  const Span blocks = ArgTyped(info, 3, "blocks", napi_uint32_array);
+  const uint64_t blockPages = ArgUint(info, 4, "blockPages", 1, UINT32_MAX);
+  const auto* pages = reinterpret_cast<const uint32_t*>(list.data);
+  const auto* offsets = reinterpret_cast<const uint32_t*>(blocks.data);
+  if ((count + blockPages - 1) / blockPages > blocks.size / sizeof(uint32_t)) {
+    throw Napi::RangeError::New(env, "there are fewer blocks than the pages need");
+  }
+  copier_.Finish();
+  copier_.from.clear();
+  copier_.to.clear();
+  const bool aligned = (reinterpret_cast<uintptr_t>(host.data) & 15) == 0;
+  for (uint64_t i = 0; i < count; i++) {
+    const uint8_t* page = map_->Translate(static_cast<uint64_t>(pages[i]) * kPageSize, kPageSize, false);
+    const uint64_t at = offsets[i / blockPages] + i % blockPages * kPageSize;
+    const char* wrong = page == nullptr                                                ? "a page is not in the memory map"
+                        : at % kPageSize != 0 || !aligned                              ? "a block is not aligned"
+                        : at > host.size || host.size - at < kPageSize                 ? "a block is not within the buffer"
+                                                                                       : nullptr;
+    if (wrong != nullptr) {
+      copier_.from.clear();
+      copier_.to.clear();
+      throw Napi::RangeError::New(env, wrong);
+    }
+    copier_.from.push_back(page);
+    copier_.to.push_back(host.data + at);
+  }
+  gathering_ = Napi::Persistent(info[2].As<Napi::Object>());
+  copier_.Begin();
+}
+
+void MemoryMapObject::EndGather(const Napi::CallbackInfo&) {
+  copier_.Finish();
+  gathering_.Reset();
 }
 
 void MemoryMapObject::Gather(const Napi::CallbackInfo& info) { CopyPages(info, false); }

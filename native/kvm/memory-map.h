@@ -12,6 +12,8 @@
 #include <memory>
 #include <vector>
 
+#include "page-copier.h"
+
 namespace tsvmm {
 
 constexpr uint64_t kPageSize = 4096;
@@ -99,6 +101,8 @@ class MemoryMapObject : public Napi::ObjectWrap<MemoryMapObject> {
   void AddRange(const Napi::CallbackInfo& info);
   void RemoveRange(const Napi::CallbackInfo& info);
   void Gather(const Napi::CallbackInfo& info);
+  void BeginGather(const Napi::CallbackInfo& info);
+  void EndGather(const Napi::CallbackInfo& info);
   void Scatter(const Napi::CallbackInfo& info);
   Napi::Value Allocate(const Napi::CallbackInfo& info);
   void Read(const Napi::CallbackInfo& info);
@@ -107,6 +111,8 @@ class MemoryMapObject : public Napi::ObjectWrap<MemoryMapObject> {
   void CopyPages(const Napi::CallbackInfo& info, bool toGuest);
 
   std::shared_ptr<MemoryMap> map_;
+  Napi::ObjectReference gathering_;  // what copier_ writes to
+  PageCopier copier_;
 };
 
 // The MemoryMap behind a JavaScript value that is a `MemoryMap` object; throws TypeError (nullptr

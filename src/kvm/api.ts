@@ -221,6 +221,19 @@ export interface KvmMemoryMap {
   removeRange(guestPhys: number): void;
   /** Copies page pages[i] to dst at i * 4096, for i < count. All or nothing for bad page numbers. */
   gather(pages: Uint32Array, count: number, dst: Uint8Array): void;
+  /**
+   * Begins to gather on a thread of its own: page i goes to byte blocks[i / blockPages] of dst, and on from there. Until
+   * {@link endGather} neither memory nor dst may change. One at a time. @throws RangeError as gather
+   */
+  beginGather(
+    pages: Uint32Array,
+    count: number,
+    dst: Uint8Array,
+    blocks: Uint32Array,
+    blockPages: number,
+  ): void;
+  /** Takes part in what was begun until all of it is copied. Does nothing when nothing was. */
+  endGather(): void;
   /** The inverse of gather. */
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void;
   /** Memory to gather into, whole pages of it: in huge pages where the host has them. Occupies nothing until it is written. */

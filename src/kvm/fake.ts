@@ -95,6 +95,21 @@ export class FakeMemoryMap implements KvmMemoryMap {
     }
   }
 
+  beginGather(
+    pages: Uint32Array,
+    count: number,
+    dst: Uint8Array,
+    blocks: Uint32Array,
+    blockPages: number,
+  ): void {
+    for (let first = 0; first < count; first += blockPages) {
+      const part = pages.subarray(first, Math.min(count, first + blockPages));
+      this.gather(part, part.length, dst.subarray(blocks[first / blockPages]!));
+    }
+  }
+
+  endGather(): void {}
+
   allocate(sizeBytes: number): Uint8Array {
     return new Uint8Array(sizeBytes);
   }

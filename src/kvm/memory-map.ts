@@ -29,6 +29,21 @@ export class MemoryMapHandle implements KvmMemoryMap {
     this.native.gather(pages, count, dst);
   }
 
+  beginGather(
+    pages: Uint32Array,
+    count: number,
+    dst: Uint8Array,
+    blocks: Uint32Array,
+    blockPages: number,
+  ): void {
+    assert(count <= pages.length, 'count is within the list');
+    this.native.beginGather(pages, count, dst, blocks, blockPages);
+  }
+
+  endGather(): void {
+    this.native.endGather();
+  }
+
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void {
     assert(count <= pages.length, 'count is within the list');
     this.native.scatter(pages, count, src);

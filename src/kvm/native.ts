@@ -26,6 +26,14 @@ export interface NativeMemoryMap {
   addRange(guestPhys: number, buffer: ArrayBuffer, offset: number, sizeBytes: number): void;
   removeRange(guestPhys: number): void;
   gather(pages: Uint32Array, count: number, dst: Uint8Array): void;
+  beginGather(
+    pages: Uint32Array,
+    count: number,
+    dst: Uint8Array,
+    blocks: Uint32Array,
+    blockPages: number,
+  ): void;
+  endGather(): void;
   scatter(pages: Uint32Array, count: number, src: Uint8Array): void;
   allocate(sizeBytes: number): ArrayBuffer;
   read(guestPhys: number, dst: Uint8Array): void;

@@ -35,7 +35,7 @@ export interface Experiment {
   readonly sides: readonly Side[];
   /** What its counted rounds may take in a whole run, in seconds. Default {@link SHARE_SECONDS}. */
   readonly seconds?: number;
-  /** Counted runs of each side at most, where all of them are made together. */
+  /** Counted runs of each side where all of them are made together, whatever the share. */
   readonly rounds?: number;
   /** false: the first run of each side counts, because each one starts hosts of its own and runs them in before it measures. */
   readonly warmUp?: false;

@@ -63,10 +63,11 @@ export function part(
 /** Runs all of an experiment. */
 export async function runExperiment(
   experiment: Experiment,
-  { least, most, scale = 1 }: Rounds,
+  { least: wanted, most, scale = 1 }: Rounds,
 ): Promise<ExperimentResult> {
   const { sides, metrics } = experiment;
   const all = Math.min(most, experiment.rounds ?? most);
+  const least = experiment.rounds ?? wanted;
   const share = (experiment.seconds ?? SHARE_SECONDS) * scale;
   const remarks = [...(experiment.skipped ?? [])];
   const samples = sides.map((): (Sample | undefined)[] => []);

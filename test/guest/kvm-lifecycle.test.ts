@@ -237,6 +237,8 @@ describe('garbage arguments', () => {
       'gather',
       'scatter',
       'allocate',
+      'beginGather',
+      'endGather',
       'read',
       'write',
     ]) {

@@ -170,6 +170,33 @@ describe('memory', () => {
       ).toBe(0);
       expect([at === 0 ? 0xee : area[at - 1], area[at + count * 4096]]).toEqual([0xee, 0xee]);
     }
+    // Beside this thread, into blocks in any order; again and again, for what the threads do to each other.
+    const blocks = Uint32Array.of(2 ** 20, 0, 2 * 2 ** 20);
+    for (let n = 0; n < 200; n++) {
+      area.fill(n);
+      const count = n % 2 === 0 ? pages : 257 + n;
+      vm.memory.beginGather(list, count, area, blocks, 256);
+      vm.memory.endGather();
+      for (let i = 0; i < count; i++) {
+        const at = blocks[Math.floor(i / 256)]! + (i % 256) * 4096;
+        const same = Buffer.compare(
+          area.subarray(at, at + 4096),
+          expected.subarray(i * 4096, (i + 1) * 4096),
+        );
+        if (same !== 0) expect.unreachable(`page ${i} of round ${n} differs`);
+      }
+      expect(area[3 * 2 ** 20]).toBe(n);
+    }
+    vm.memory.endGather();
+    const begin = (...args: Parameters<typeof vm.memory.beginGather>) =>
+      expect(() => vm.memory.beginGather(...args)).toThrow(RangeError);
+    begin(Uint32Array.of(0, pages), 2, area, blocks, 256);
+    begin(list, 600, area, Uint32Array.of(0, 1), 256);
+    begin(list, 2, area, Uint32Array.of(5), 256);
+    begin(list, 2, area, Uint32Array.of(4 * 2 ** 20 - 4096), 256);
+    begin(list, 2, area.subarray(8), blocks, 256);
+    // What was begun may be left alone.
+    vm.memory.beginGather(list, 600, area, blocks, 256);
     expect(() => vm.memory.allocate(4097)).toThrow(RangeError);
     expect(() => vm.memory.allocate(0)).toThrow(RangeError);
   });

@@ -75,8 +75,9 @@ describe('the benchmark harness', () => {
     const least = await runExperiment(experiment, { least: 2, most: 50, scale: 0.001 });
     expect(least.rounds).toBe(2);
     expect((await runExperiment(experiment, { least: 1, most: 3, scale: 9 })).rounds).toBe(3);
-    const two = { ...experiment, rounds: 2 };
-    expect((await runExperiment(two, { least: 3, most: 50, scale: 9 })).rounds).toBe(2);
+    const three = { ...experiment, rounds: 3 };
+    expect((await runExperiment(three, { least: 2, most: 50, scale: 0.001 })).rounds).toBe(3);
+    expect((await runExperiment(three, { least: 1, most: 1 })).rounds).toBe(1);
   });
 
   it('takes a part of an experiment, and counts a first run that needs no warming up', async () => {

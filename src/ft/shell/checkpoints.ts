@@ -89,12 +89,17 @@ export class Checkpoints {
     const pages = this.#harvest.slice(0, count);
     let epoch: Epoch | undefined;
     try {
-      const { tap } = outputs;
-      const logBytes = new Uint8Array(tap.logBytes);
-      tap.writeLog(logBytes, 0);
-      const container = guest.saveContainer();
-      epoch = new Epoch(number, pages, container, logBytes, staging, guest, ahead);
-      const fits = epoch.copyPages();
+      epoch = new Epoch(number, pages, staging, guest, ahead);
+      let fits = false;
+      try {
+        fits = epoch.beginCopy();
+        const { tap } = outputs;
+        epoch.log = new Uint8Array(tap.logBytes);
+        tap.writeLog(epoch.log, 0);
+        epoch.container = guest.saveContainer();
+      } finally {
+        epoch.endCopy();
+      }
       this.#epochs.set(number, epoch);
       return { epoch, count, fits };
     } catch (error) {

@@ -6,12 +6,16 @@ import { type AheadTotals, NO_AHEAD } from './ahead.ts';
 import type { ReplicatedGuest } from './guest.ts';
 import { BLOCK_PAGES, type Staging } from './staging.ts';
 
+/** From this many pages on they are copied on a thread beside this one: waking it takes as long as copying a few hundred. */
+const BESIDE_PAGES = 1024;
+
 /** See the module's head. */
 export class Epoch {
   readonly number: number;
   readonly pages: Uint32Array;
-  readonly container: Uint8Array;
-  readonly log: Uint8Array;
+  /** Everything but memory; empty until it is there. */
+  container: Uint8Array = new Uint8Array(0);
+  log: Uint8Array = new Uint8Array(0);
   /** What of this checkpoint was sent before it was taken. */
   readonly ahead: AheadTotals;
   readonly #staging: Staging;
@@ -25,16 +29,12 @@ export class Epoch {
   constructor(
     number: number,
     pages: Uint32Array,
-    container: Uint8Array,
-    log: Uint8Array,
     staging: Staging,
     guest: ReplicatedGuest,
     ahead: AheadTotals = NO_AHEAD,
   ) {
     this.number = number;
     this.pages = pages;
-    this.container = container;
-    this.log = log;
     this.#staging = staging;
     this.#guest = guest;
     this.ahead = ahead;
@@ -45,12 +45,31 @@ export class Epoch {
     return this.pages.length * 4096 + this.container.length + this.log.length;
   }
 
-  /** Copies as many pages as staging has room for; the guest stands still. @returns whether all fitted */
-  copyPages(): boolean {
-    while (this.#blocks.length * BLOCK_PAGES < this.pages.length) {
-      if (!this.#copyBlock(this.#blocks.length)) return false;
+  /**
+   * Begins to copy as many pages as staging has room for, beside what the caller does; the guest stands still. Ended by
+   * {@link endCopy}, whatever happens in between. @returns whether all fit
+   */
+  beginCopy(): boolean {
+    const wanted = Math.ceil(this.pages.length / BLOCK_PAGES);
+    if (this.pages.length < BESIDE_PAGES) {
+      while (this.#blocks.length < wanted) if (!this.#copyBlock(this.#blocks.length)) return false;
+      return true;
     }
-    return true;
+    while (this.#blocks.length < wanted) {
+      const offset = this.#staging.take();
+      if (offset < 0) break;
+      this.#blocks.push(offset);
+    }
+    const { map } = this.#guest;
+    const count = Math.min(this.pages.length, this.#blocks.length * BLOCK_PAGES);
+    const blocks = Uint32Array.from(this.#blocks);
+    map.beginGather(this.pages, count, this.#staging.bytes, blocks, BLOCK_PAGES);
+    return this.#blocks.length === wanted;
+  }
+
+  /** Waits for the copies, and helps with them. */
+  endCopy(): void {
+    this.#guest.map.endGather();
   }
 
   #copyBlock(index: number): boolean {

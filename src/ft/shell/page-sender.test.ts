@@ -43,13 +43,12 @@ function ground(blocks: number) {
   const io = { PageEncoder, crc32c: () => 0 } as unknown as NativeIo;
   const sender = new PageSender(io, 16);
   const staging = new Staging(blocks);
-  const guest = { map: { gather: () => {} } } as unknown as ReplicatedGuest;
+  const map = { gather: () => {}, beginGather: () => {}, endGather: () => {} };
+  const guest = { map } as unknown as ReplicatedGuest;
   const epoch = (number: number, pages: number): Epoch =>
     new Epoch(
       number,
       Uint32Array.from({ length: pages }, (_, i) => i),
-      new Uint8Array(10),
-      new Uint8Array(4),
       staging,
       guest,
     );
@@ -64,7 +63,7 @@ describe('PageSender', () => {
   it('encodes pages, state and log, in order, and gives staging back', async () => {
     const { sender, staging, epoch, encoder } = ground(2);
     const one = epoch(1, BLOCK_PAGES + 50);
-    expect(one.copyPages()).toBe(true);
+    expect(one.beginCopy()).toBe(true);
     const sealed: unknown[] = [];
     let chunks = 0;
     sender.sendEpoch(one, staging.bytes, {
@@ -87,7 +86,7 @@ describe('PageSender', () => {
   it('encodes no page of an epoch that was returned while it waited', async () => {
     const { sender, staging, epoch, encoder } = ground(2);
     const one = epoch(1, 2 * BLOCK_PAGES);
-    one.copyPages();
+    one.beginCopy();
     const held: number[] = [];
     sender.sendEpoch(one, staging.bytes, {
       chunk(_epoch, chunk) {
@@ -113,7 +112,7 @@ describe('PageSender', () => {
   it('streams what does not fit into staging', async () => {
     const { sender, staging, epoch, encoder } = ground(1);
     const one = epoch(1, 3 * BLOCK_PAGES);
-    expect(one.copyPages()).toBe(false);
+    expect(one.beginCopy()).toBe(false);
     let sealed = 0;
     sender.sendEpoch(one, staging.bytes, {
       chunk(_epoch, chunk) {

@@ -103,8 +103,11 @@ class Stream {
       const again = this.#repeats.of(ahead.pages, pages);
       sender.forget(again, again.length);
     }
-    const epoch = new Epoch(++this.#epoch, pages, container, log, staging, primary.guest, ahead);
-    expect(epoch.copyPages()).toBe(true);
+    const epoch = new Epoch(++this.#epoch, pages, staging, primary.guest, ahead);
+    expect(epoch.beginCopy()).toBe(true);
+    epoch.container = container;
+    epoch.log = log;
+    epoch.endCopy();
     return epoch;
   }
 
