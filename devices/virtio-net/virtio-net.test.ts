@@ -281,6 +281,22 @@ describe('VirtioNet transmit', () => {
     expect(w.tx.takeAll()).toHaveLength(5);
   });
 
+  it('shows the driver what has left while more leaves', () => {
+    const w = started();
+    const at = w.driver.allocate(100);
+    w.memory.fill(at, 100, 0);
+    for (let i = 0; i < 100; i++) w.tx.add([{ address: at, length: 100 }]);
+    const take = w.net.send.bind(w.net);
+    const shown: number[] = [];
+    w.net.send = (batch, from) => {
+      shown.push(w.tx.takeAll().length);
+      return take(batch, from);
+    };
+    w.tx.notify();
+    expect(shown).toEqual([0, 64]);
+    expect(w.tx.takeAll()).toHaveLength(36);
+  });
+
   it('lets a guest that never stops sending have a bounded turn', () => {
     const w = started();
     const at = w.driver.allocate(100);

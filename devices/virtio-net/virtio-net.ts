@@ -339,6 +339,8 @@ export class VirtioNet implements VirtioDevice<VirtioNetState>, NetHandler, Cont
     let share = TURN_FRAMES;
     queue.disableNotify();
     while (this.#flush(queue)) {
+      // The driver fills what has left the ring while the next batch leaves.
+      transport.publish(NET_QUEUE.transmit);
       if (share <= 0) {
         this.#again.arm(0);
         break;
