@@ -564,19 +564,21 @@ export class PrimaryProcess
   }
 
   #capture(epoch: number, atomic: boolean): void {
+    const still = this.#stopped;
     this.#stopped = true;
     // Stopping the vCPUs takes a while now and then; completions wait for the guest to run on.
     const { prng } = this.world;
-    if (prng.chance(0.3)) this.post(prng.below(30), () => this.#pausedNow(epoch, atomic));
-    else this.#pausedNow(epoch, atomic);
+    if (prng.chance(0.3)) this.post(prng.below(30), () => this.#pausedNow(epoch, atomic, still));
+    else this.#pausedNow(epoch, atomic, still);
   }
 
-  #pausedNow(epoch: number, atomic: boolean): void {
+  /** @param still whether the guest stood still before */
+  #pausedNow(epoch: number, atomic: boolean, still: boolean): void {
     if (this.over) return;
     // Drain the completions first: they are part of this checkpoint.
     if (!atomic) for (const [s, ok] of this.#doneWhileStopped.splice(0)) this.#complete(s, ok);
     if (!this.machine.paused(this.now)) {
-      this.#run();
+      if (!still) this.#run();
       return;
     }
     const { guest, world } = this;

@@ -11,6 +11,7 @@ const CORPUS = [
 /** Of seeds with replicated disks. */
 const DISK_CORPUS = [
   22, 69, 134, 486, 1213, 2348, 10559, 10794, 11577, 20048, 20831, 9016106, 9025509, 50002907,
+  82001774,
 ];
 
 /** Fresh seeds of every test run. */

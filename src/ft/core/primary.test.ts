@@ -48,6 +48,8 @@ class Rig {
   readonly log: string[] = [];
   readonly sent: Message[] = [];
   readonly tickets: number[] = [];
+  /** Epochs that the shell has captured and not been given back. */
+  readonly staged = new Set<number>();
 
   constructor(change: Partial<PrimaryConfig> = {}) {
     const config: PrimaryConfig = {
@@ -96,12 +98,18 @@ class Rig {
         this.log.push(`arbiter ${e.request.kind}`);
       } else if (e.type === 'capture') {
         this.log.push(`capture ${e.epoch}${e.atomic ? '!' : ''}`);
-        if (primary.paused(now)) primary.captured(10, 1, 0, now);
-      } else if (e.type === 'encode') primary.sealed(e.epoch, MANIFEST, now);
-      else if (e.type === 'phase') this.log.push(e.phase);
+        if (!primary.paused(now)) continue;
+        this.staged.add(e.epoch);
+        primary.captured(10, 1, 0, now);
+      } else if (e.type === 'encode') {
+        expect(this.staged.has(e.epoch), `epoch ${e.epoch} is in staging`).toBe(true);
+        primary.sealed(e.epoch, MANIFEST, now);
+      } else if (e.type === 'phase') this.log.push(e.phase);
       else if (e.type === 'pre-copy') this.log.push(`ahead ${e.epoch}`);
-      else if (e.type === 'returned') this.log.push(`returned ${e.fromEpoch}`);
-      else if (e.type === 'run' || e.type === 'fence' || e.type === 'over') this.log.push(e.type);
+      else if (e.type === 'returned') {
+        for (const epoch of this.staged) if (epoch >= e.fromEpoch) this.staged.delete(epoch);
+        this.log.push(`returned ${e.fromEpoch}`);
+      } else if (e.type === 'run' || e.type === 'fence' || e.type === 'over') this.log.push(e.type);
     }
   }
 
@@ -451,6 +459,22 @@ describe('Primary', () => {
     r.primary.leaseExtended(1e9, r.now);
     expect(r.outside).toEqual([]);
     r.ack(r.sent.findLast((m) => m.cmd === 'COMMIT')!.id);
+    expect(r.outside).toEqual(['frame 1']);
+  });
+
+  it('asks anew for a capture that would have been given back with earlier ones', () => {
+    const r = new Rig();
+    r.protected();
+    r.frame(1);
+    // Asked for, and before it is carried out the one before comes back.
+    r.primary.tapFull(r.now);
+    const refused = { id: 2, code: FAULT.PAGE_CHECKSUM, sentence: '' };
+    r.hear({ cmd: 'NACK', ...refused });
+    expect(r.log).toEqual(['capture 2', 'capture 3', 'returned 2']);
+    r.tick(1000);
+    expect(r.log.at(-1)).toBe('capture 3');
+    expect(r.sent.at(-1)).toMatchObject({ cmd: 'COMMIT', id: 2 });
+    r.ack(2);
     expect(r.outside).toEqual(['frame 1']);
   });
 });

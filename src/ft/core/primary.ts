@@ -46,6 +46,8 @@ export class Primary {
   /** Whether outputs pass because the arbiter or the operator said so, and not by an ACK. */
   #passing = true;
   #capturing: { readonly epoch: number; readonly atomic: boolean } | undefined;
+  /** Epochs have come back since that was asked for: what it captured would be given back with them. It is asked for anew. */
+  #captureVoid = false;
   #captureAtNs = Number.NEGATIVE_INFINITY;
   #stopped = false;
   #ackedEpoch = 0;
@@ -131,6 +133,10 @@ export class Primary {
   paused(nowNs: number): boolean {
     const capturing = this.#capturing;
     if (capturing === undefined) return false;
+    if (this.#captureVoid) {
+      this.#capturing = undefined;
+      return false;
+    }
     this.#passing = false;
     this.tap.holding = true;
     this.tap.seal(capturing.epoch);
@@ -439,6 +445,7 @@ export class Primary {
 
   #returned(fromEpoch: number, nowNs: number): void {
     this.tap.returnFrom(fromEpoch);
+    this.#captureVoid = true;
     if (this.tap.uncovered) this.policy.returned(nowNs);
     if (this.sender.inFlight === 0) this.#peer.epochsSettled(false, nowNs);
     if (this.#intent !== undefined) this.policy.force();
@@ -598,6 +605,7 @@ export class Primary {
     const atomic = this.#intent !== undefined;
     const epoch = this.sender.nextEpoch;
     this.#capturing = { epoch, atomic };
+    this.#captureVoid = false;
     this.out.push({ type: 'capture', epoch, atomic, reason });
   }
 
