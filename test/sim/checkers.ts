@@ -81,7 +81,7 @@ export class Checker {
   #same(promise: string, what: string, truth: Ghost, held: Ghost | undefined): void {
     const equal =
       held !== undefined &&
-      truth.memoryCrc === held.memoryCrc &&
+      truth.memoryHash === held.memoryHash &&
       same(truth.regs, held.regs) &&
       same(truth.nic, held.nic) &&
       same(truth.disk, held.disk);

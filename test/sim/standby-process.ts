@@ -17,7 +17,7 @@ import { SectionReader } from '../../src/ft/wire/sections.ts';
 import { SECTION } from '../../src/ft/wire/spec.ts';
 import { Violation } from './checkers.ts';
 import { guestHasDisks } from './config.ts';
-import { type Ghost, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
+import { type Ghost, memoryHash, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
 import { LeaseClient, type LeaseUser } from './lease-store.ts';
 import { standbyConfig } from './machine-config.ts';
 import type { Connection } from './network.ts';
@@ -467,13 +467,13 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       for (const [page, content] of s.pages ?? []) memory.set(content, page * PAGE_BYTES);
     }
     const { regs, nic, disk } = t;
-    return { steps: regs[0]!, memoryCrc: crc32c(memory), regs, nic, disk };
+    return { steps: regs[0]!, memoryHash: memoryHash(memory), regs, nic, disk };
   }
 
   #standing(): Ghost {
     const regs = this.#regs;
-    const memoryCrc = crc32c(this.#memory);
-    return { steps: regs[0]!, memoryCrc, regs, nic: this.#nic, disk: this.#disk };
+    const hash = memoryHash(this.#memory);
+    return { steps: regs[0]!, memoryHash: hash, regs, nic: this.#nic, disk: this.#disk };
   }
 
   #apply(id: number): void {
