@@ -1,9 +1,8 @@
 /**
  * A simulated process that runs the guest: the real primary machine, with a shell around it that does what
- * ft/shell does, in small: dirty pages, staging, encoding against what was last sent, the tap in front of
- * card and disk.
+ * ft/shell does, in small: the connection, the tap in front of card and disk, who may let outputs out. Its checkpoints are in
+ * primary-checkpoints.ts, its replicated disks in primary-disks.ts.
  */
-import { crc32c } from '../../src/base/crc32c.ts';
 import { EventTap, HELD_BLOCK, type TapSink } from '../../src/ft/core/event-tap.ts';
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Primary } from '../../src/ft/core/primary.ts';
@@ -11,68 +10,22 @@ import type { PrimaryEffect } from '../../src/ft/core/primary-types.ts';
 import type { HeldCopy, Origin, ReturnedCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
 import { describeMessage, type Message } from '../../src/ft/wire/message.ts';
-import { PAGE_RECORD_BYTES, PAGES_VERSION, PageEncoder } from '../../src/ft/wire/page-stream.ts';
-import { writeSectionHeader } from '../../src/ft/wire/sections.ts';
-import { SECTION, SECTION_HEADER_BYTES } from '../../src/ft/wire/spec.ts';
-import { Violation } from './checkers.ts';
-import {
-  FRAME_BYTES,
-  type Ghost,
-  type GuestDevices,
-  PAGE_BYTES,
-  PAGES,
-  packWords,
-  type SimGuest,
-  SLOT_OP,
-} from './guest.ts';
+import { FRAME_BYTES, type GuestDevices, type SimGuest, SLOT_OP } from './guest.ts';
 import type { LeaseClient, LeaseUser } from './lease-store.ts';
 import { primaryConfig } from './machine-config.ts';
 import type { Connection } from './network.ts';
 import type { ArbiterUser, DiskUser } from './outside.ts';
 import { makePrimary } from './planted.ts';
-import { blocksOf, type DiskOwner, PrimaryDisks } from './primary-disks.ts';
+import { PrimaryCheckpoints } from './primary-checkpoints.ts';
+import { type DiskOwner, PrimaryDisks } from './primary-disks.ts';
 import { frameBytes, SimProcess } from './process.ts';
 import type { World } from './world.ts';
-
-const EMPTY = new Uint8Array(0);
-
-interface StagedPage {
-  readonly page: number;
-  readonly content: Uint8Array;
-}
-
-/** What is sent ahead of a capture. */
-interface Ahead {
-  readonly epoch: number;
-  /** Taken off the dirty set and not sent yet. */
-  readonly todo: number[];
-  readonly sent: StagedPage[];
-  frames: number;
-  bytes: number;
-  crc: number;
-}
-
-interface Staging {
-  readonly epoch: number;
-  readonly id: number;
-  readonly pages: StagedPage[];
-  readonly ahead: Ahead | undefined;
-  readonly sections: Uint8Array[];
-  readonly ghost: Ghost;
-}
 
 interface Request {
   readonly op: number;
   readonly sector: number;
   readonly value: number;
   readonly step: number;
-}
-
-/** Builds one section. */
-function section(type: number, instance: number, body: Uint8Array, version = 1): Uint8Array {
-  const out = new Uint8Array(SECTION_HEADER_BYTES + body.length);
-  out.set(body, writeSectionHeader(out, 0, type, version, instance, body.length));
-  return out;
 }
 
 export class PrimaryProcess
@@ -85,22 +38,16 @@ export class PrimaryProcess
   readonly generation: number;
   /** Where the guest's disks are replicated. */
   readonly #disks: PrimaryDisks | undefined;
+  readonly #checkpoints: PrimaryCheckpoints;
   /** Where the arbiter gives leases. */
   readonly client: LeaseClient | undefined;
   /** Outputs that were released after the lease's end. */
   readonly #parked: (() => void)[] = [];
-  readonly #staging = new Map<number, Staging>();
-  readonly #encoder = new PageEncoder(PAGES, PAGE_BYTES);
-  readonly #chunks = new Map<number, Uint8Array>();
   readonly #requests: (Request | undefined)[] = [undefined, undefined, undefined, undefined];
   readonly #doneWhileStopped: [slot: number, ok: boolean][] = [];
   readonly #strangers = new Map<Connection, Decoder>();
-  #nextChunk = 1;
   #decoder: Decoder | undefined;
   #stopped = false;
-  #encoding = 0;
-  #ahead: Ahead | undefined;
-  #sync = 0;
   #batch: Uint32Array[] = [];
   over = false;
   /** Where the guest was taken over: from what. */
@@ -123,6 +70,7 @@ export class PrimaryProcess
     this.guest = guest;
     guest.attach(this);
     if (world.config.replicated) this.#disks = new PrimaryDisks(this, guest, this);
+    this.#checkpoints = new PrimaryCheckpoints(this, this.#disks);
     const { tapBytes, tapEntries } = world.config;
     const factor = world.bug === 'unbounded-log' ? 50 : 1;
     const tapConfig = {
@@ -295,12 +243,12 @@ export class PrimaryProcess
   }
 
   wanted(sync: number): boolean {
-    return this.alive && this.#sync === sync && this.machine.sender.state === 'sync';
+    return this.#checkpoints.wanted(sync);
   }
 
   copied(sync: number, payload: Uint8Array): void {
     this.post(0, () => {
-      if (this.wanted(sync)) this.#syncFrame(payload);
+      if (this.wanted(sync)) this.#checkpoints.syncFrame(payload);
     });
   }
 
@@ -318,12 +266,6 @@ export class PrimaryProcess
     this.#disks.disks.forget();
     // What is written from here on is only marked, so no standby can go on from what it holds.
     if (this.machine.sender.state !== 'sync') this.machine.sender.forceFull();
-  }
-
-  #syncFrame(payload: Uint8Array): void {
-    const chunk = this.#nextChunk++;
-    this.#chunks.set(chunk, payload);
-    this.machine.syncChunk(chunk, this.now);
   }
 
   /** The guest was taken over here from `origin`, and has not written since. */
@@ -432,9 +374,7 @@ export class PrimaryProcess
       case 'send': {
         let { message } = e;
         if (message.cmd === 'CONTINUE' || message.cmd === 'SYNC') {
-          const payload = this.#chunks.get(e.chunk) ?? EMPTY;
-          this.#chunks.delete(e.chunk);
-          message = { ...message, payload };
+          message = { ...message, payload: this.#checkpoints.takeChunk(e.chunk) };
         }
         if (this.connection !== undefined) this.#put(this.connection, message);
         break;
@@ -447,23 +387,23 @@ export class PrimaryProcess
         this.world.connect(this);
         break;
       case 'opened':
-        if (e.mode === 'full') this.#startSync();
+        if (e.mode === 'full') this.#checkpoints.startSync();
         break;
       case 'pre-copy':
-        this.#sendAhead(e.epoch);
+        this.#checkpoints.sendAhead(e.epoch);
         break;
       case 'capture':
         this.#capture(e.epoch, e.atomic);
         break;
       case 'encode':
-        this.#encode(e.epoch);
+        this.#checkpoints.encode(e.epoch);
         break;
       case 'acked':
         this.#disks?.disks.acked(e.epoch, e.id);
-        for (const epoch of this.#staging.keys()) if (epoch <= e.epoch) this.#staging.delete(epoch);
+        this.#checkpoints.acked(e.epoch);
         break;
       case 'returned':
-        this.#returned(e.fromEpoch);
+        this.#checkpoints.returned(e.fromEpoch);
         break;
       case 'run':
         this.#run();
@@ -512,57 +452,6 @@ export class PrimaryProcess
     });
   }
 
-  #startSync(): void {
-    this.#encoder.clear();
-    const sync = ++this.#sync;
-    if (this.#disks === undefined) {
-      this.#copyMemory(sync, () => this.machine.synchronised(this.now));
-      return;
-    }
-    const memory = (): Promise<void> =>
-      new Promise((resolve) => {
-        this.post(0, () =>
-          this.#copyMemory(sync, () => {
-            this.world.schedule.unsettled = true;
-            resolve();
-          }),
-        );
-      });
-    void this.#disks.copy(sync, this.generation, memory, () => {
-      this.post(0, () => {
-        if (this.wanted(sync)) this.machine.synchronised(this.now);
-      });
-    });
-  }
-
-  /** All pages while the guest runs, and once more what it wrote meanwhile. */
-  #copyMemory(sync: number, copied: () => void): void {
-    let page = 0;
-    let rounds = 0;
-    const next = (): void => {
-      if (!this.wanted(sync)) return;
-      if (page < PAGES) {
-        const pages: StagedPage[] = [];
-        for (const end = Math.min(PAGES, page + 6); page < end; page++) {
-          if (rounds > 0 && this.guest.dirty[page] === 0) continue;
-          this.guest.dirty[page] = 0;
-          pages.push({ page, content: this.#page(page) });
-        }
-        this.#syncFrame(this.#pagesSection(pages));
-      } else if (rounds++ < 1) page = 0;
-      else {
-        copied();
-        return;
-      }
-      this.post(5 + this.world.prng.below(40), next);
-    };
-    next();
-  }
-
-  #page(page: number): Uint8Array {
-    return this.guest.memory.slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
-  }
-
   #capture(epoch: number, atomic: boolean): void {
     const still = this.#stopped;
     this.#stopped = true;
@@ -581,186 +470,7 @@ export class PrimaryProcess
       if (!still) this.#run();
       return;
     }
-    const { guest, world } = this;
-    this.#disks?.disks.log.seal(epoch);
-    const ahead = this.#ahead;
-    this.#ahead = undefined;
-    for (const page of ahead?.todo ?? []) guest.dirty[page] = 1;
-    const sent = new Set(ahead?.sent.map((p) => p.page));
-    const pages: StagedPage[] = [];
-    for (let page = 0; page < PAGES; page++) {
-      if (guest.dirty[page] === 0) continue;
-      guest.dirty[page] = 0;
-      if (world.bug === 'ahead-not-resent' && sent.has(page)) continue;
-      pages.push({ page, content: this.#page(page) });
-    }
-    const again = pages.filter((p) => sent.has(p.page));
-    if (world.bug !== 'ahead-base-kept') {
-      this.#encoder.forget(numbersOf(again), 0, again.length);
-    }
-    const log = new Uint8Array(this.tap.logBytes);
-    this.tap.writeLog(log, 0);
-    const disk = guest.saveDisk();
-    const sections = [
-      section(SECTION.vcpu, 0, packWords([...guest.regs])),
-      section(SECTION.device, 0, packWords(guest.saveNic())),
-      section(
-        SECTION.device,
-        1,
-        packWords(world.bug === 'drop-in-flight' ? disk.slice(0, 1) : disk),
-      ),
-      section(SECTION.tapLog, 0, log),
-    ];
-    const id = this.machine.sender.nextId;
-    // The truth is what the guest was; a capture that drops part of it is judged by what it claims to hold.
-    const truth: Ghost =
-      this.#disks === undefined
-        ? guest.ghost()
-        : { ...guest.ghost(), blocks: blocksOf(this, guest) };
-    if (truth.blocks !== undefined) world.checker.guestKnows(guest, truth.blocks);
-    const ghost = world.bug === 'drop-in-flight' ? { ...truth, disk: disk.slice(0, 1) } : truth;
-    this.#staging.set(epoch, { epoch, id, pages, ahead, sections, ghost });
-    const bytes = pages.length * PAGE_BYTES;
-    const sentAhead = { pages: sent.size, again: again.length };
-    this.machine.captured(bytes, pages.length, 10 + pages.length, this.now, atomic, sentAhead);
+    this.#checkpoints.take(epoch, atomic);
     if (!atomic) this.#run();
   }
-
-  #pagesSection(pages: readonly StagedPage[]): Uint8Array {
-    const out = new Uint8Array(pages.length * (PAGE_RECORD_BYTES + PAGE_BYTES));
-    const stats = new Uint32Array(5);
-    const list = numbersOf(pages);
-    const contents = concat(pages.map((p) => p.content));
-    this.#encoder.encode(list, 0, list.length, contents, 0, out, 0, stats);
-    return section(SECTION.pages, 0, out.subarray(0, stats[4]), PAGES_VERSION);
-  }
-
-  #encode(epoch: number): void {
-    const staging = this.#staging.get(epoch);
-    if (staging === undefined) throw new Violation('P', `epoch ${epoch} is not in staging`);
-    this.world.checker.capture(this.generation, staging.id, staging.ghost);
-    const half = this.world.prng.below(staging.pages.length + 1);
-    const parts = [staging.pages.slice(0, half), staging.pages.slice(half)];
-    const chunks = [
-      ...parts.filter((p) => p.length > 0).map((p) => this.#pagesSection(p)),
-      concat(staging.sections),
-      ...(this.#disks?.sections(epoch) ?? []),
-    ];
-    const { frames = 0, sent = [] } = staging.ahead ?? {};
-    let { crc = 0, bytes = 0 } = staging.ahead ?? {};
-    for (const chunk of chunks) {
-      crc = crc32c(chunk, 0, chunk.length, crc);
-      bytes += chunk.length;
-    }
-    const manifest = {
-      frames: frames + chunks.length,
-      // Each chunk is one section, but for the one with all states.
-      sections: frames + chunks.length - 1 + staging.sections.length,
-      bytes,
-      pages: sent.length + staging.pages.length,
-      crc,
-    };
-    const { prng } = this.world;
-    this.#goesBad(chunks);
-    const turn = ++this.#encoding;
-    let i = 0;
-    const next = (): void => {
-      if (turn !== this.#encoding || !this.#staging.has(epoch)) return;
-      if (i === chunks.length) {
-        this.machine.sealed(epoch, manifest, this.now);
-        return;
-      }
-      const chunk = this.#nextChunk++;
-      this.#chunks.set(chunk, chunks[i++]!);
-      if (!this.machine.chunk(epoch, chunk, this.now)) this.#chunks.delete(chunk);
-      else if (prng.chance(0.5)) this.post(prng.below(20), next);
-      else next();
-    };
-    next();
-  }
-
-  /** Memory that goes bad between the checksum and the wire. */
-  #goesBad(chunks: readonly Uint8Array[]): void {
-    const { prng, faults } = this.world;
-    if (!prng.chance(faults.stagingFlip)) return;
-    const chunk = prng.pick(chunks);
-    chunk[prng.below(chunk.length)]! ^= 1 << prng.below(8);
-  }
-
-  /** Sends what is dirty now, a few pages at a time, while the guest runs and writes some of it again. */
-  #sendAhead(epoch: number): void {
-    const { world, guest } = this;
-    const { prng } = world;
-    const todo: number[] = [];
-    for (let page = 0; page < PAGES; page++) {
-      if (guest.dirty[page] === 0 || prng.chance(0.2)) continue;
-      guest.dirty[page] = 0;
-      todo.push(page);
-    }
-    const ahead: Ahead = { epoch, todo, sent: [], frames: 0, bytes: 0, crc: 0 };
-    this.#ahead = ahead;
-    const next = (): void => {
-      if (this.#ahead !== ahead || todo.length === 0) return;
-      if (prng.chance(0.05)) {
-        const cancel = (): void => this.machine.cancelAhead(epoch, this.now);
-        // Not inside an effect, behind which a capture of the same epoch may wait.
-        if (this.#disks === undefined) cancel();
-        else this.post(0, cancel);
-        return;
-      }
-      const pages = todo
-        .splice(0, 1 + prng.below(4))
-        .map((page) => ({ page, content: this.#page(page) }));
-      ahead.sent.push(...pages);
-      const bytes = this.#pagesSection(pages);
-      ahead.frames++;
-      ahead.bytes += bytes.length;
-      ahead.crc = crc32c(bytes, 0, bytes.length, ahead.crc);
-      this.#goesBad([bytes]);
-      const chunk = this.#nextChunk++;
-      this.#chunks.set(chunk, bytes);
-      if (this.machine.chunk(epoch, chunk, this.now)) this.post(prng.below(60), next);
-      else this.#chunks.delete(chunk);
-    };
-    next();
-  }
-
-  #returned(fromEpoch: number): void {
-    if (this.world.bug !== 'disk-returned-writes-lost') {
-      this.#disks?.disks.log.returnFrom(fromEpoch);
-    }
-    if (this.#ahead !== undefined && this.#ahead.epoch >= fromEpoch) {
-      this.#giveBack(this.#ahead.sent);
-      for (const page of this.#ahead.todo) this.guest.dirty[page] = 1;
-      this.#ahead = undefined;
-    }
-    for (const [epoch, staging] of this.#staging) {
-      if (epoch < fromEpoch) continue;
-      this.#staging.delete(epoch);
-      this.#giveBack([...staging.pages, ...(staging.ahead?.sent ?? [])]);
-    }
-  }
-
-  /** These pages were sent, and did not commit. */
-  #giveBack(pages: readonly StagedPage[]): void {
-    const { bug } = this.world;
-    if (bug !== 'returned-pages-lost') for (const { page } of pages) this.guest.dirty[page] = 1;
-    if (bug !== 'delta-base-kept') this.#encoder.forget(numbersOf(pages), 0, pages.length);
-  }
-}
-
-function numbersOf(pages: readonly StagedPage[]): Uint32Array {
-  return Uint32Array.from(pages, (p) => p.page);
-}
-
-function concat(parts: readonly Uint8Array[]): Uint8Array {
-  let length = 0;
-  for (const part of parts) length += part.length;
-  const out = new Uint8Array(length);
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
 }
