@@ -3,6 +3,7 @@
  * opens, or of what the simulated shells tell the disks.
  */
 import type { ActivityParts } from '../../src/ft/disk/activity-log.ts';
+import type { RecordingBlock } from '../../src/ft/disk/recording-block.ts';
 import type { DiskOps, ReplicaDisk } from '../../src/ft/disk/replica-disks.ts';
 import { DiskOpsReader } from '../../src/ft/wire/disk-ops.ts';
 import type { FaultKind } from './config.ts';
@@ -33,7 +34,9 @@ const JOURNAL_BUG_FAULTS: readonly FaultKind[] = ['kill-at-step', 'kill-at-step'
 /** What befalls where `bug`, one of these, is to be found. */
 export function faultsFor(bug: Planted): readonly FaultKind[] {
   if (bug === 'disk-journals-apart') return JOURNAL_BUG_FAULTS;
-  return bug.startsWith('disk-extent-') ? ACTIVITY_BUG_FAULTS : DISK_BUG_FAULTS;
+  return bug.startsWith('disk-extent-') || bug === 'disk-survivor-not-marked'
+    ? ACTIVITY_BUG_FAULTS
+    : DISK_BUG_FAULTS;
 }
 
 const nothing = async (): Promise<void> => {};
@@ -96,6 +99,18 @@ export function plantInActivity(bug: Planted | undefined, parts: ActivityParts):
       return file;
     },
   };
+}
+
+/** Plants `bug`, if it is one of these, in what a primary marks. */
+export function plantInMarks(bug: Planted | undefined, blocks: readonly RecordingBlock[]): void {
+  if (bug !== 'disk-survivor-not-marked' && bug !== 'disk-acked-not-marked') return;
+  for (const block of blocks) {
+    const { granules } = block;
+    const merge = granules.merge.bind(granules);
+    granules.merge = (other) => {
+      if ((other === block.since) !== (bug === 'disk-survivor-not-marked')) merge(other);
+    };
+  }
 }
 
 /** Of a body, the operations in its first half. */

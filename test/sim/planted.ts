@@ -101,6 +101,10 @@ export const PLANTED = {
   'disk-extent-dropped': 300,
   /** An extent leaves the activity log when it is acknowledged, whether the disk has been flushed or not. */
   'disk-extent-not-flushed': 300,
+  /** What a survivor has written since its takeover is left out of the copy that the lost host gets when it comes back. */
+  'disk-survivor-not-marked': 30,
+  /** What was acknowledged, and may never have reached the standby's disk, is not marked when the standby is lost. */
+  'disk-acked-not-marked': 100,
 } as const;
 
 /** Name of a planted bug. */

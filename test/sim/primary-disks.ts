@@ -21,7 +21,7 @@ import {
   SLOT_OP,
   SLOTS,
 } from './guest.ts';
-import { plantInActivity } from './planted-disks.ts';
+import { plantInActivity, plantInMarks } from './planted-disks.ts';
 import type { SimProcess } from './process.ts';
 
 export const crc: Crc = (bytes, offset, length, previous) =>
@@ -115,6 +115,7 @@ export class PrimaryDisks {
       LOG_BOUNDS,
       GRANULE_BYTES,
     );
+    plantInMarks(process.world.bug, this.disks.blocks);
     this.disks.onWait = () => owner.waits();
     for (const block of this.disks.blocks) {
       block.setHandler({
