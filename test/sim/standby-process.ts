@@ -2,22 +2,18 @@
  * A simulated standby process: the real standby machine, with a shell around it that stages, validates, applies
  * and takes over. It also compares, at every step where it counts, what it holds with the truth.
  */
-import { crc32c } from '../../src/base/crc32c.ts';
 import type { ArbiterAnswer } from '../../src/ft/core/failover.ts';
 import type { Standby, StandbyEffect } from '../../src/ft/core/standby.ts';
-import { TapReplay } from '../../src/ft/core/tap-replay.ts';
 import type { DiskOps, ReplicaDisks } from '../../src/ft/disk/replica-disks.ts';
 import type { HeldCopy, ReturnedCopy } from '../../src/ft/disk/storage.ts';
 import { Decoder } from '../../src/ft/wire/decoder.ts';
-import { DISK_OPS_VERSION } from '../../src/ft/wire/disk-ops.ts';
-import { FAULT, type Fault, type FaultCode, fault } from '../../src/ft/wire/fault.ts';
+import { FAULT, type Fault, fault } from '../../src/ft/wire/fault.ts';
 import { describeMessage, type Manifest, type Message } from '../../src/ft/wire/message.ts';
-import { decodePages, PAGE_ERROR, PAGES_VERSION } from '../../src/ft/wire/page-stream.ts';
 import { SectionReader } from '../../src/ft/wire/sections.ts';
 import { SECTION } from '../../src/ft/wire/spec.ts';
 import { Violation } from './checkers.ts';
 import { guestHasDisks } from './config.ts';
-import { type Ghost, memoryHash, PAGE_BYTES, PAGES, SimGuest, unpackWords } from './guest.ts';
+import { SimGuest } from './guest.ts';
 import { LeaseClient, type LeaseUser } from './lease-store.ts';
 import { standbyConfig } from './machine-config.ts';
 import type { Connection } from './network.ts';
@@ -29,32 +25,14 @@ import { PrimaryProcess } from './primary-process.ts';
 import { frameBytes, SimProcess } from './process.ts';
 import { ProtocolMonitor } from './protocol-monitor.ts';
 import { imagesOf, openReplicas } from './standby-disks.ts';
+import { StandbyState } from './standby-state.ts';
 import type { World } from './world.ts';
-
-/** A transaction as staged, and what it decodes to. */
-interface Transaction {
-  readonly id: number;
-  readonly parts: Uint8Array[];
-  pages: Map<number, Uint8Array> | undefined;
-  regs: number[];
-  nic: number[];
-  disk: number[];
-  log: Uint8Array;
-  ops: DiskOps[];
-}
 
 export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser {
   readonly client: LeaseClient | undefined;
   readonly machine: Standby;
-  readonly #memory = new Uint8Array(PAGES * PAGE_BYTES);
-  #regs: number[] = [0, 0];
-  #nic: number[] = [0];
-  #disk: number[] = [0];
-  readonly #replay: TapReplay;
-  #staged: Transaction[] = [];
+  readonly #state: StandbyState;
   readonly #sections = new SectionReader();
-  readonly #numbers = new Uint32Array(2 * PAGES);
-  readonly #contents = new Uint8Array(2 * PAGES * PAGE_BYTES);
   #decoder: Decoder | undefined;
   readonly #monitor = new ProtocolMonitor();
   #unread: Uint8Array[] = [];
@@ -71,7 +49,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
 
   constructor(world: World, host: number, instance: string) {
     super(world, host, instance);
-    this.#replay = new TapReplay(world.config.tapBytes);
+    this.#state = new StandbyState(world.config.tapBytes, (text) => world.log(text));
     if (world.config.leases) this.client = new LeaseClient(this, world.bug);
     this.machine = makeStandby(world.bug, standbyConfig(world.config, instance));
     this.post(0, () => this.#tick());
@@ -182,7 +160,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       this.machine.receiver.stagedBytes,
       2 * config.transactionBytes + 2 * config.frameBytes,
     );
-    checker.bound('bytes in the log', this.#replay.bytes, config.tapBytes);
+    checker.bound('bytes in the log', this.#state.replay.bytes, config.tapBytes);
   }
 
   /** Closes the connection. As in the shell, nothing that was under way for it goes on. */
@@ -236,12 +214,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
         this.world.schedule.unsettled = true;
         this.#disks?.reset(e.generation, this.#told, this.#toldReturned);
         this.#refused = 0;
-        this.#staged = [];
-        this.#replay.reset();
-        this.#memory.fill(0);
+        this.#state.reset();
         break;
       case 'sync':
-        this.#applyPages(e.payload);
+        this.#state.applyPages(e.payload);
         this.#copyDisks(e.payload);
         break;
       case 'stage':
@@ -252,7 +228,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
         break;
       case 'discard':
         if (this.world.bug === 'cancelled-parts-kept') break;
-        this.#staged = this.#staged.filter((t) => t.id < e.fromId);
+        this.#state.discard(e.fromId);
         break;
       case 'committed':
         this.#committed(e.id, e.generation);
@@ -298,28 +274,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
   // --- transactions
 
   #stage(id: number, payload: Uint8Array): void {
-    let transaction = this.#staged.find((t) => t.id === id);
-    if (transaction === undefined) {
-      const log = new Uint8Array(0);
-      transaction = { id, parts: [], pages: undefined, regs: [], nic: [], disk: [], log, ops: [] };
-      this.#staged.push(transaction);
-    }
-    transaction.parts.push(payload.slice());
-    if (this.world.bug === 'apply-before-commit') this.#applyPages(payload);
+    this.#state.stage(id, payload);
+    if (this.world.bug === 'apply-before-commit') this.#state.applyPages(payload);
     if (this.world.bug === 'disk-apply-before-commit') {
       this.#copyDisks(payload, SECTION.diskWrites);
-    }
-  }
-
-  /** Whole pages straight into memory: the first copy. */
-  #applyPages(payload: Uint8Array): void {
-    const sections = this.#sections.reset(payload);
-    while (sections.next()) {
-      if (sections.type !== SECTION.pages) continue;
-      const count = this.#decode(payload, (page) => this.#standingPage(page));
-      for (let i = 0; i < count; i++) {
-        this.#memory.set(this.#content(i), this.#numbers[i]! * PAGE_BYTES);
-      }
     }
   }
 
@@ -338,28 +296,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     }
   }
 
-  /** Decodes the current section's pages into #numbers and #contents. @returns how many, or a refusal */
-  #decode(bytes: Uint8Array, base: (page: number) => Uint8Array): number {
-    const { bodyStart, bodyEnd, version } = this.#sections;
-    if (version !== PAGES_VERSION) return PAGE_ERROR.malformed;
-    const committed = (page: number): Uint8Array | undefined =>
-      page < PAGES ? base(page) : undefined;
-    const [numbers, contents] = [this.#numbers, this.#contents];
-    return decodePages(bytes, bodyStart, bodyEnd, committed, numbers, 0, contents, 0, PAGE_BYTES);
-  }
-
-  #content(index: number): Uint8Array {
-    return this.#contents.subarray(index * PAGE_BYTES, (index + 1) * PAGE_BYTES);
-  }
-
-  #standingPage(page: number): Uint8Array {
-    return this.#memory.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
-  }
-
   #validate(id: number, manifest: Manifest): void {
-    const transaction = this.#staged.find((t) => t.id === id);
-    const code =
-      transaction === undefined ? FAULT.SECTION_MISSING : this.#resolve(transaction, manifest);
+    const code = this.#state.resolve(id, manifest, this.#disks);
     if (code === FAULT.RESOURCE_MISSING) {
       this.#refuse('no room for the writes');
       return;
@@ -386,108 +324,17 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     }
   }
 
-  /** Decodes a transaction completely, on top of those before it; 0 when it can be loaded. */
-  #resolve(t: Transaction, manifest: Manifest): FaultCode | 0 {
-    t.ops = [];
-    const pages = new Map<number, Uint8Array>();
-    let count = 0;
-    let sectionCount = 0;
-    let crc = 0;
-    for (const part of t.parts) {
-      crc = crc32c(part, 0, part.length, crc);
-      const sections = this.#sections.reset(part);
-      while (sections.next()) {
-        sectionCount++;
-        const { bodyStart, bodyEnd } = sections;
-        if (sections.type === SECTION.pages) {
-          const found = this.#decode(part, (page) => this.#pageBefore(t.id, page));
-          if (found < 0) {
-            return found === PAGE_ERROR.checksum ? FAULT.PAGE_CHECKSUM : FAULT.SECTION_MALFORMED;
-          }
-          count += found;
-          // In the order in which they were sent: the last one counts.
-          for (let i = 0; i < found; i++) pages.set(this.#numbers[i]!, this.#content(i).slice());
-        } else if (sections.type === SECTION.diskWrites) {
-          if (this.#disks === undefined || sections.version !== DISK_OPS_VERSION) {
-            return FAULT.SECTION_UNKNOWN;
-          }
-          const ops = { disk: sections.instance, bytes: part, start: bodyStart, end: bodyEnd };
-          const wrong = this.#disks.check(ops, true);
-          if (wrong !== undefined) return wrong.code as FaultCode;
-          t.ops.push(ops);
-        } else {
-          if ((bodyEnd - bodyStart) % 4 !== 0 && sections.type !== SECTION.tapLog) {
-            return FAULT.SECTION_MALFORMED;
-          }
-          if (sections.type === SECTION.vcpu) t.regs = unpackWords(part, bodyStart, bodyEnd);
-          else if (sections.type === SECTION.tapLog) t.log = part.slice(bodyStart, bodyEnd);
-          else if (sections.instance === 0) t.nic = unpackWords(part, bodyStart, bodyEnd);
-          else t.disk = unpackWords(part, bodyStart, bodyEnd);
-        }
-      }
-      if (sections.error !== undefined) return FAULT.SECTION_MALFORMED;
-    }
-    if (manifest.crc !== crc || manifest.sections !== sectionCount || manifest.pages !== count) {
-      return FAULT.MANIFEST_MISMATCH;
-    }
-    if (t.regs.length !== 2 || t.nic.length === 0 || t.disk.length === 0) {
-      return FAULT.SECTION_MISSING;
-    }
-    const verdict = this.#replay.check(t.log, 0, t.log.length);
-    if (verdict !== undefined) {
-      this.world.log(`log of ${t.id}: ${verdict}`);
-      return FAULT.SECTION_MALFORMED;
-    }
-    t.pages = pages;
-    return 0;
-  }
-
-  /** A page as the transactions before `id` leave it. */
-  #pageBefore(id: number, page: number): Uint8Array {
-    for (let i = this.#staged.length - 1; i >= 0; i--) {
-      const t = this.#staged[i]!;
-      if (t.id >= id) continue;
-      const found = t.pages?.get(page);
-      if (found !== undefined) return found;
-    }
-    return this.#standingPage(page);
-  }
-
   #committed(id: number, generation: number): void {
-    const t = this.#staged.find((s) => s.id === id);
-    this.world.checker.acked(generation, id, t?.pages === undefined ? undefined : this.#ghostOf(t));
-    this.#replay.accept(t!.log, 0, t!.log.length);
-  }
-
-  /** What loading `t` on top of everything before it gives. */
-  #ghostOf(t: Transaction): Ghost {
-    const memory = this.#memory.slice();
-    for (const s of this.#staged) {
-      if (s.id > t.id) break;
-      for (const [page, content] of s.pages ?? []) memory.set(content, page * PAGE_BYTES);
-    }
-    const { regs, nic, disk } = t;
-    return { steps: regs[0]!, memoryHash: memoryHash(memory), regs, nic, disk };
-  }
-
-  #standing(): Ghost {
-    const regs = this.#regs;
-    const hash = memoryHash(this.#memory);
-    return { steps: regs[0]!, memoryHash: hash, regs, nic: this.#nic, disk: this.#disk };
+    this.world.checker.acked(generation, id, this.#state.ghostOf(id));
+    this.#state.accept(id);
   }
 
   #apply(id: number): void {
-    const t = this.#staged[0];
-    if (t === undefined || t.id !== id || t.pages === undefined) return; // the state was reset meanwhile
-    for (const [page, content] of t.pages) this.#memory.set(content, page * PAGE_BYTES);
-    this.#regs = t.regs;
-    this.#nic = t.nic;
-    this.#disk = t.disk;
-    this.#replay.apply(t.log, 0, t.log.length);
-    this.#staged.shift();
-    this.world.checker.standing(this.machine.receiver.generation, id, this.#standing());
+    const ops = this.#state.apply(id);
+    if (ops === undefined) return; // the state was reset meanwhile
+    this.world.checker.standing(this.machine.receiver.generation, id, this.#state.standing());
     if (this.#disks === undefined) this.machine.applied(id, false, this.now);
-    else this.#applyDisks(this.#disks, id, t.ops);
+    else this.#applyDisks(this.#disks, id, ops);
   }
 
   #applyDisks(disks: ReplicaDisks, id: number, ops: readonly DiskOps[]): void {
@@ -531,14 +378,10 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     const { receiver } = this.machine;
     const { world } = this;
     world.checker.running(this.name, generation, receiver.complete);
-    world.checker.standing(receiver.generation, receiver.appliedId, this.#standing());
+    world.checker.standing(receiver.generation, receiver.appliedId, this.#state.standing());
     const { replicated } = world.config;
     const guest = new SimGuest(guestHasDisks(world.config), replicated);
-    guest.memory.set(this.#memory);
-    guest.dirty.fill(1);
-    guest.regs.set(this.#regs);
-    guest.loadNic(this.#nic);
-    guest.loadDisk(this.#disk);
+    this.#state.load(guest);
     if (replicated) {
       const { checker } = world;
       checker.disks(receiver.generation, receiver.appliedId, imagesOf(this), 'taken over');
@@ -546,7 +389,8 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
       world.answersAreThere(this.host, guest);
     }
     const { host, instance } = this;
-    const { nextSeq } = this.#replay;
+    const { replay } = this.#state;
+    const { nextSeq } = replay;
     const next = new PrimaryProcess(
       ...([world, host, instance, generation, guest, nextSeq, this.client] as const),
     );
@@ -556,7 +400,7 @@ export class StandbyProcess extends SimProcess implements ArbiterUser, LeaseUser
     }
     world.replaced(this, next);
     if (world.bug !== 'no-replay') {
-      this.#replay.replay({
+      replay.replay({
         frame: (device, bytes, start, end) => next.frame(device, bytes, start, end),
         console: () => {},
         trigger: () => {},
