@@ -7,12 +7,12 @@ import type { BenchContext, Experiment, Measure, Side } from '../measure.ts';
 
 const DISK_BYTES = 64 * 2 ** 20;
 const CASES = [
-  { op: 'read', size: '4K', depth: 1, count: 4000 },
-  { op: 'write', size: '4K', depth: 1, count: 4000 },
+  { op: 'read', size: '4K', depth: 1, count: 8000 },
+  { op: 'write', size: '4K', depth: 1, count: 8000 },
   { op: 'read', size: '4K', depth: 32, count: 40000 },
   { op: 'write', size: '4K', depth: 32, count: 40000 },
-  { op: 'read', size: '1M', depth: 4, count: 600 },
-  { op: 'write', size: '1M', depth: 4, count: 600 },
+  { op: 'read', size: '1M', depth: 4, count: 1500 },
+  { op: 'write', size: '1M', depth: 4, count: 1500 },
 ] as const;
 
 function side(name: string, command: readonly string[]): Side {
