@@ -181,6 +181,8 @@ export async function runScenario(options: ScenarioOptions): Promise<ScenarioRes
           const late = pair.net.framesFrom(pair.path('net-a')) - before;
           say(`the old primary went on and ended itself; frames it sent: ${late}`);
           if (late !== 0) checks.push(`the old primary sent ${late} frames after its lease`);
+          // The guest did not wait for the lock; it has it now.
+          if (options.disks !== 'replicate') await standby.said(/disk 'disk0' is locked now/);
           await answersAgain();
           break;
         }
