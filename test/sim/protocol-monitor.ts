@@ -9,11 +9,13 @@ export class ProtocolMonitor {
   #last = 0;
   #open: { id: number; seq: number } | undefined;
   #rejecting = true;
+  #attempt = 0;
   #answered = false;
 
   connected(committedId: number): void {
     this.#last = committedId;
     this.#open = undefined;
+    this.#attempt = 0;
     this.#rejecting = true; // until INIT
     this.#answered = false;
   }
@@ -28,6 +30,8 @@ export class ProtocolMonitor {
       return undefined;
     }
     if (m.cmd === 'CANCEL') {
+      if (m.seq < this.#attempt) return undefined; // repeated: its attempt is over
+      this.#attempt = m.seq + 1;
       if (this.#open !== undefined) this.#last = this.#open.id - 1;
       this.#open = undefined;
       this.#rejecting = false;
@@ -39,6 +43,8 @@ export class ProtocolMonitor {
       case 'BEGIN':
         if (open !== undefined || m.id !== this.#last + 1)
           return `BEGIN ${m.id} after ${this.#last}`;
+        if (m.seq < this.#attempt) return `BEGIN of attempt ${m.seq} after ${this.#attempt}`;
+        this.#attempt = m.seq;
         this.#open = { id: m.id, seq: 0 };
         return undefined;
       case 'CONTINUE':

@@ -5,7 +5,7 @@ import { repeatCommand, runSeed } from './run.ts';
 /** Seeds that once broke a promise, and a few that take every path; they stay. */
 const CORPUS = [
   7, 22, 28, 201, 375, 706, 977, 1447, 1719, 7693, 7892, 8115, 14085, 15335, 15361, 20718, 22575,
-  28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720, 9109399,
+  28384, 31404, 51350, 749, 72253, 100653, 200110, 5003720, 9109399, 81027434,
 ];
 
 /** Of seeds with replicated disks. */

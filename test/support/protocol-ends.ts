@@ -46,6 +46,8 @@ export class StandbyEnd {
   readonly receiver: Receiver;
   readonly did: string[] = [];
   readonly said: Message[] = [];
+  /** As the sender counts: CANCELs on this connection. */
+  #attempt = 0;
 
   constructor(change: Partial<Hello> = {}) {
     this.receiver = new Receiver(
@@ -59,18 +61,20 @@ export class StandbyEnd {
   }
 
   open(mode: 'full' | 'resume', id: number, primary: Partial<Hello> = {}): void {
+    this.#attempt = 0;
     this.receiver.connected();
     this.say({ cmd: 'HELLO', hello: hello(primary) });
     this.say({ cmd: 'INIT', mode, id });
   }
 
   say(message: Partial<Message> & { cmd: Message['cmd'] }): void {
-    this.receiver.receive({ generation: 5, id: 0, seq: 0, ...message } as Message);
+    const seq = message.cmd === 'CANCEL' ? (message.seq ?? this.#attempt++) : 0;
+    this.receiver.receive({ generation: 5, id: 0, seq, ...message } as Message);
     this.drain();
   }
 
   begin(id: number, baseId = id - 1): void {
-    this.say({ cmd: 'BEGIN', id, baseId, syncFrames: 0 });
+    this.say({ cmd: 'BEGIN', id, seq: this.#attempt, baseId, syncFrames: 0 });
   }
 
   part(id: number, seq: number): void {

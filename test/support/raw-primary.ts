@@ -94,6 +94,8 @@ export class RawPrimary {
   readonly #hello: Hello;
   #socket: Socket | undefined;
   #closed = false;
+  /** As the sender counts: CANCELs on this connection. */
+  #attempt = 0;
 
   constructor(hello: Hello) {
     this.#hello = hello;
@@ -107,6 +109,7 @@ export class RawPrimary {
   async connect(port: number, more: object = {}, helloAfterMs?: number): Promise<Hello> {
     this.#socket?.destroy();
     this.heard.length = 0;
+    this.#attempt = 0;
     this.#closed = false;
     const socket = connect({ port, host: '127.0.0.1' });
     this.#socket = socket;
@@ -172,7 +175,8 @@ export class RawPrimary {
   }
 
   say(message: Partial<Message> & { cmd: Message['cmd'] }): void {
-    this.write(this.frame(message));
+    const cancel = message.cmd === 'CANCEL' && message.seq === undefined;
+    this.write(this.frame(cancel ? { ...message, seq: this.#attempt++ } : message));
   }
 
   /** INIT and its ACK. */
@@ -182,7 +186,7 @@ export class RawPrimary {
   }
 
   begin(id: number, baseId = id - 1): void {
-    this.say({ cmd: 'BEGIN', id, baseId, syncFrames: 0 });
+    this.say({ cmd: 'BEGIN', id, seq: this.#attempt, baseId, syncFrames: 0 });
   }
 
   /** A whole transaction, as it should be. @returns the answer */

@@ -201,6 +201,37 @@ describe('Receiver', () => {
     expect(validating.state[0]).toBe('down');
   });
 
+  it('takes nothing of an attempt that is over for the one that has begun', () => {
+    const s = new StandbyEnd();
+    const cancel = (seq: number): void =>
+      s.say({ cmd: 'CANCEL', id: 1, seq, code: FAULT.CANCELLED });
+    const begin = (seq: number): void =>
+      s.say({ cmd: 'BEGIN', id: 1, seq, baseId: 0, syncFrames: 0 });
+    begin(0);
+    cancel(0);
+    begin(1);
+    s.part(1, 0);
+    s.part(1, 0);
+    expect([s.nack, s.said.at(-1)?.seq, s.state[0]]).toEqual([FAULT.SEQ_WRONG, 1, 'reject']);
+    // Once more, from before: it does not confirm that.
+    cancel(0);
+    expect(s.state[0]).toBe('reject');
+    s.part(1, 1);
+    s.commit(1, 2);
+    expect(s.state).toEqual(['reject', 0, false]);
+    cancel(1);
+    expect(s.state[0]).toBe('idle');
+    begin(1);
+    expect([s.nack, s.said.at(-1)?.seq, s.state[0]]).toEqual([FAULT.ID_STALE, 2, 'reject']);
+    cancel(2);
+    begin(3);
+    cancel(2);
+    s.part(1, 0);
+    s.commit(1);
+    s.validated(1);
+    expect(s.state).toEqual(['idle', 1, true]);
+  });
+
   it('keeps the committed state when cut anywhere, and resumes from it', () => {
     for (let cut = 0; cut < 4; cut++) {
       const s = new StandbyEnd();

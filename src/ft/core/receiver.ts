@@ -80,6 +80,7 @@ export class Receiver {
   #complete = false;
   #ended = false;
   #degraded = false;
+  /** How many CANCELs this connection has had: what an earlier attempt said is void. */
   #attempt = 0;
   #syncSeq = 0;
   #paused = false;
@@ -248,7 +249,7 @@ export class Receiver {
         this.#onCommit(message);
         return;
       case 'CANCEL':
-        this.#onCancel(message.id);
+        this.#onCancel(message.id, message.seq);
         return;
       case 'END':
         if (state !== 'idle' || this.#staged.unacked !== undefined) break;
@@ -339,6 +340,11 @@ export class Receiver {
         FAULT.STATE_INVALID,
         'BEGIN inside a transaction',
       );
+      return;
+    }
+    if (message.seq < this.#attempt) {
+      const stale = `attempt ${message.seq} of ${this.#attempt}`;
+      this.#nack(this.#lastStagedId() + 1, FAULT.ID_STALE, stale);
       return;
     }
     this.#attempt = message.seq;
@@ -481,7 +487,10 @@ export class Receiver {
     this.#send({ ...this.#envelope(this.#committedId), cmd: 'HEARTBEAT', appliedId, degraded });
   }
 
-  #onCancel(id: number): void {
+  #onCancel(id: number, attempt: number): void {
+    // Of an attempt that is over: it says nothing about this one, which may have been refused meanwhile.
+    if (attempt < this.#attempt) return;
+    this.#attempt = attempt + 1;
     const open = this.#staged.open;
     if (this.#state === 'reject') {
       this.#state = 'idle';
