@@ -16,6 +16,7 @@
 #include <deque>
 #include <vector>
 
+#include "../kvm/loop-poller.h"
 #include "../kvm/memory-map.h"
 #include "args.h"
 #include "disk-engine.h"
@@ -106,7 +107,9 @@ class BlockIo : public Napi::ObjectWrap<BlockIo> {
       if (!engine_) engine_ = DiskEngine::Threads(fd, event_, capacity, &leaseDeadline_);
       watch_ = Watch::Create(env, event_, [this](Napi::Env e, int) {
         uint64_t count = 0;
-        if (read(event_, &count, sizeof count) == sizeof count) CallFromLoop(e, callback_, 0);
+        if (read(event_, &count, sizeof count) != sizeof count) return;
+        CallFromLoop(e, callback_, 0);
+        LoopPoller::WorkedHere();
       });
       const int status = watch_->Start(UV_READABLE);
       if (status != 0) throw ErrnoError(env, -status, "epoll_ctl");

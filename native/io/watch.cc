@@ -4,6 +4,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "../kvm/loop-poller.h"
 #include "args.h"
 
 namespace tsvmm::io {
@@ -103,6 +104,7 @@ class FdPoller : public Napi::ObjectWrap<FdPoller> {
         argument = static_cast<double>(count);
       }
       CallFromLoop(env, callback_, argument);
+      LoopPoller::WorkedHere();
     });
     callback_ = Napi::Persistent(callback);
     Ref();  // until closed: the loop points here

@@ -1,6 +1,7 @@
 // The JavaScript loop's side of the hand-over: delivers exits from a uv_idle callback while the guest is
 // busy, and sleeps in epoll with a flag up when it is quiet; the vCPU that sees the flag writes the
-// loop's eventfd (uv_async). Its own owner after Close: freed when libuv has let go of its handles.
+// loop's eventfd (uv_async). Descriptors that the guest's work comes and goes through (doorbells, disk completions,
+// frames) count as its being busy as well: while it polls, the loop looks at them without sleeping in between. Its own owner after Close: freed when libuv has let go of its handles.
 #pragma once
 
 #include <node_api.h>
@@ -45,11 +46,16 @@ class LoopPoller {
   void SetRef(bool on);
   void Close();
   uint64_t wakes() const { return wakes_; }
+  // A descriptor of the loop brought work: more of it is likely soon.
+  void Worked();
+  // The same for the pollers of this thread, from code that knows none.
+  static void WorkedHere();
 
  private:
   LoopPoller() = default;
   void OnWake();
   void OnIdle();
+  void Learn(uint64_t now, uint64_t maxNs);
   void Busy();
   void Sleep();
   void HandleClosed();
@@ -64,6 +70,10 @@ class LoopPoller {
   int openHandles_ = 0;
   bool closing_ = false;
   bool idleOn_ = false;
+  // Whether the session's last work came through a descriptor, so that the loop has to look at those often.
+  bool descriptors_ = false;
+  LoopPoller* nextHere_ = nullptr;
+  uint64_t lastLookNs_ = 0;
   uint64_t lastExitNs_ = 0;
   uint64_t sessionNs_ = 50000;
   uint64_t wakes_ = 0;

@@ -103,6 +103,7 @@ Napi::Value VmObject::AddIoEvent(const Napi::CallbackInfo& info) {
         napi_fatal_exception(self->env_, error.Value());
       }
       self->RunQueued();
+      if (self->poller_ != nullptr) self->poller_->Worked();
     });
     return Napi::Number::New(info.Env(), raw->id);
   });

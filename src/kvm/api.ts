@@ -143,7 +143,7 @@ export interface VmOptions {
 export interface SpinOptions {
   /** vCPU thread waiting for JavaScript. Default 200. */
   vcpuMaxUs?: number;
-  /** JavaScript loop polling for exits after the last one. Default 200. */
+  /** JavaScript loop polling after the last exit, and up to 120 after a doorbell, a completion or a frame. Default 200. */
   loopMaxUs?: number;
 }
 
