@@ -41,7 +41,7 @@ export interface RatioPair {
   readonly side: string;
   readonly first: Summary;
   readonly second: Summary;
-  /** The two ranges have a point in common. */
+  /** The two ranges have a point in common, or nearly. */
   readonly overlap: boolean;
   /** Each median lies in the other's range. */
   readonly within: boolean;
@@ -57,7 +57,10 @@ export interface Comparison {
   readonly onlySecond: readonly string[];
 }
 
-const inRange = (value: number, { min, max }: Summary): boolean => value >= min && value <= max;
+/** Relative difference that is none: what is nearly the same in each run has a range of nothing. */
+const SAME = 0.02;
+const inRange = (value: number, { min, max }: Summary): boolean =>
+  value * (1 + SAME) >= min && value <= max * (1 + SAME);
 
 type Rated = readonly [result: ExperimentResult, metricAt: number, side: SideResult];
 
@@ -91,7 +94,7 @@ export function compare(first: BenchFile, second: BenchFile): Comparison {
       side,
       first: mine,
       second: other,
-      overlap: mine.min <= other.max && other.min <= mine.max,
+      overlap: mine.min <= other.max * (1 + SAME) && other.min <= mine.max * (1 + SAME),
       within: inRange(mine.median, other) && inRange(other.median, mine),
       ...(metric.aim?.side === side && { aimMet: [met(metric, mine), met(metric, other)] }),
     });

@@ -45,18 +45,21 @@ describe('the comparison of two benchmark results', () => {
       touch: [10, 11, 20],
       apart: [10, 11, 12],
       old: [1],
+      near: [10],
     });
     const b = await file({
       same: [15, 20, 40],
       touch: [20, 25, 30],
       apart: [20, 22, 24],
       new: [1],
+      near: [10.1],
     });
     const { pairs, onlyFirst, onlySecond } = compare(a, b);
     expect(pairs.map(({ overlap, within }) => [overlap, within])).toEqual([
       [true, true],
       [true, false],
       [false, false],
+      [true, true],
     ]);
     expect(pairs[2]).toMatchObject({ side: 'side 1', aimMet: [true, false] });
     expect(onlyFirst).toEqual(['old: time, side 1']);
@@ -67,7 +70,7 @@ describe('the comparison of two benchmark results', () => {
     expect(text).toContain('APART by 100 %, aim met in one of the two');
     expect(text).toContain('only in the second: new: time, side 1');
     expect(lines.at(-1)).toBe(
-      "3 ratios in both: the ranges of 2 (67 %) overlap, each median lies in the other's range in 1; 1 of 3 aims with the same verdict",
+      "4 ratios in both: the ranges of 3 (75 %) overlap, each median lies in the other's range in 2; 2 of 4 aims with the same verdict",
     );
   });
 
