@@ -12,6 +12,7 @@ import {
   finish,
   qemuCommand,
   tsvmmCommand,
+  undoAtEnd,
 } from '../guest-run.ts';
 import { kvmMissing } from '../machine-facts.ts';
 import type { BenchContext, Experiment, Measure, Side } from '../measure.ts';
@@ -34,6 +35,8 @@ async function inNamespace(command: Command): Promise<{ output: string; arrived:
   const ip = (...args: string[]): void => void execFileSync('ip', args, { stdio: 'pipe' });
   const within: Command = ['ip', 'netns', 'exec', name];
   ip('netns', 'add', name);
+  const remove = (): void => ip('netns', 'del', name);
+  const forget = undoAtEnd(remove);
   try {
     ip('-n', name, 'tuntap', 'add', TAP, 'mode', 'tap', 'vnet_hdr');
     // IPv6 would talk to the guest on its own account.
@@ -52,7 +55,8 @@ async function inNamespace(command: Command): Promise<{ output: string; arrived:
     const [link] = JSON.parse(shown) as { stats64: { rx: { packets: number; dropped: number } } }[];
     return { output, arrived: link!.stats64.rx.packets };
   } finally {
-    ip('netns', 'del', name);
+    forget();
+    remove();
   }
 }
 
