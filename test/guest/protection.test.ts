@@ -272,7 +272,7 @@ describe('hosts that return', { timeout: 120_000 }, () => {
   });
 });
 
-describe('a link that is cut between hosts that live', { timeout: 120_000 }, () => {
+describe('a link that is cut between hosts that live', { timeout: 240_000 }, () => {
   const seed = Date.now() % 1e6;
   const cases = PARTITIONS.flatMap((kind) => DISKS_OF(kind).map((disks) => ({ kind, disks })));
   // One more where one side has to stop because a time is over.
