@@ -106,6 +106,16 @@ export function compare(first: BenchFile, second: BenchFile): Comparison {
   };
 }
 
+/**
+ * How likely the ranges of two samples of the same thing have nothing in common: all values of one lie below the other's. For two
+ * rounds beside two that is a third, from four on next to nothing.
+ */
+export function apartByChance(first: number, second: number): number {
+  let orders = 1;
+  for (let i = 1; i <= second; i++) orders *= (first + i) / i;
+  return 2 / orders;
+}
+
 const text = ({ median, min, max }: Summary): string =>
   `${median.toFixed(2)} [${min.toFixed(2)}..${max.toFixed(2)}]`;
 
@@ -151,8 +161,13 @@ export function compareLines(first: BenchFile, second: BenchFile): string[] {
   const overlap = count((pair) => pair.overlap);
   const aims = count(({ aimMet }) => aimMet !== undefined);
   const same = count(({ aimMet }) => aimMet !== undefined && aimMet[0] === aimMet[1]);
+  const chance = pairs.reduce(
+    (sum, pair) => sum + apartByChance(pair.first.count, pair.second.count),
+    0,
+  );
   lines.push(
-    `${pairs.length} ratios in both: the ranges of ${overlap}${percent(overlap)} overlap, ` +
+    `${pairs.length} ratios in both: the ranges of ${overlap}${percent(overlap)} overlap ` +
+      `(of so few rounds ${chance.toFixed(0)} would be apart by chance, ${pairs.length - overlap} are), ` +
       `each median lies in the other's range in ${count((pair) => pair.within)}; ` +
       `${same} of ${aims} aims with the same verdict`,
   );

@@ -2,7 +2,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { type BenchFile, compare, compareLines, readBenchFile } from '../bench/compare.ts';
+import {
+  apartByChance,
+  type BenchFile,
+  compare,
+  compareLines,
+  readBenchFile,
+} from '../bench/compare.ts';
 import { MARKS, markdown, writeMarkdown } from '../bench/markdown.ts';
 import type { Experiment } from '../bench/measure.ts';
 import { type ExperimentResult, runExperiment } from '../bench/runner.ts';
@@ -70,8 +76,14 @@ describe('the comparison of two benchmark results', () => {
     expect(text).toContain('APART by 100 %, aim met in one of the two');
     expect(text).toContain('only in the second: new: time, side 1');
     expect(lines.at(-1)).toBe(
-      "4 ratios in both: the ranges of 3 (75 %) overlap, each median lies in the other's range in 2; 2 of 4 aims with the same verdict",
+      "4 ratios in both: the ranges of 3 (75 %) overlap (of so few rounds 1 would be apart by chance, 1 are), each median lies in the other's range in 2; 2 of 4 aims with the same verdict",
     );
+  });
+
+  it('knows how often ranges of few rounds are apart by chance', () => {
+    expect(apartByChance(2, 2)).toBeCloseTo(1 / 3, 12);
+    expect(apartByChance(3, 3)).toBeCloseTo(0.1, 12);
+    expect(apartByChance(2, 5)).toBeCloseTo(2 / 21, 12);
   });
 
   it('reads what --json writes and refuses anything else', async () => {
