@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
-#include <csignal>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "../kvm/signals-blocked.h"
 #include "disk-engine.h"
 
 namespace tsvmm::io {
@@ -34,14 +34,9 @@ class Threads final : public DiskEngine {
     pushed_.reserve(capacity);
     work_.reserve(capacity);
     done_.reserve(capacity);
-    // Signals are for the main thread and the vCPUs.
-    sigset_t all;
-    sigset_t old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    const SignalsBlocked blocked;  // Signals are for the main thread and the vCPUs.
     const size_t count = std::min<size_t>(kThreads, capacity);
     for (size_t i = 0; i < count; i++) workers_.emplace_back([this] { Work(); });
-    pthread_sigmask(SIG_SETMASK, &old, nullptr);
   }
 
   ~Threads() override {

@@ -1,7 +1,8 @@
 // The JavaScript loop's side of the hand-over: delivers exits from a uv_idle callback while the guest is
 // busy, and sleeps in epoll with a flag up when it is quiet; the vCPU that sees the flag writes the
 // loop's eventfd (uv_async). Descriptors that the guest's work comes and goes through (doorbells, disk completions,
-// frames) count as its being busy as well: while it polls, the loop looks at them without sleeping in between. Its own owner after Close: freed when libuv has let go of its handles.
+// frames) count as its being busy as well: while it polls, the loop looks at them without sleeping in between. Its own
+// owner after Close: freed when libuv has let go of its handles.
 #pragma once
 
 #include <node_api.h>

@@ -1,11 +1,12 @@
 #include "page-copier.h"
 
 #include <emmintrin.h>
-#include <signal.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
 #include <system_error>
+
+#include "signals-blocked.h"
 
 namespace tsvmm {
 
@@ -53,17 +54,12 @@ void PageCopier::Begin() {
   next_.store(0, std::memory_order_relaxed);
   begun_ = true;
   if (!thread_.joinable()) {
-    // No signal meant for the process is to land there.
-    sigset_t all;
-    sigset_t old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    const SignalsBlocked blocked;
     try {
       thread_ = std::thread([this] { ThreadMain(); });
     } catch (const std::system_error&) {
       // Finish does it alone.
     }
-    pthread_sigmask(SIG_SETMASK, &old, nullptr);
   }
   {
     const std::lock_guard lock(mutex_);

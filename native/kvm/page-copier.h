@@ -2,8 +2,8 @@
 // something else. Knows neither guests nor lists; MemoryMapObject is its only user.
 #pragma once
 
-#include <condition_variable>
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>

@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "futex.h"
+#include "signals-blocked.h"
 #include "vm.h"
 
 namespace tsvmm {
@@ -64,20 +65,13 @@ Vcpu::~Vcpu() {
 
 void Vcpu::Start() {
   state.store(kRunning);
-  // New threads inherit the mask: block everything while the thread is made, so that no signal meant for
-  // the process lands there.
-  sigset_t all;
-  sigset_t old;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
+  const SignalsBlocked blocked;
   try {
     thread_ = std::thread([this] { ThreadMain(); });
   } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &old, nullptr);
     state.store(kIdle);
     throw;
   }
-  pthread_sigmask(SIG_SETMASK, &old, nullptr);
 }
 
 void Vcpu::Kick() {

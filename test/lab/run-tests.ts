@@ -12,6 +12,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { availableParallelism, freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
+import { StringDecoder } from 'node:string_decoder';
 import { add, type Counts, closingLine, countsOf, noTests } from '../vitest-counts.ts';
 import { grubDisk, networkProgram } from './boot-images.ts';
 import { image, imageNames } from './images.ts';
@@ -97,13 +98,13 @@ async function outside(): Promise<Counts> {
 function watched(name: string, target: NodeJS.WritableStream, stalled?: () => void): Writable {
   const watch = () => (stalled === undefined ? undefined : setTimeout(stalled, silenceMs));
   let timer = watch();
+  const decoder = new StringDecoder();
   let rest = '';
   return new Writable({
-    decodeStrings: false,
-    write(chunk: Buffer | string, _encoding, done) {
+    write(chunk: Buffer, _encoding, done) {
       clearTimeout(timer);
       timer = watch();
-      const lines = (rest + chunk.toString()).split('\n');
+      const lines = (rest + decoder.write(chunk)).split('\n');
       rest = lines.pop() ?? '';
       for (const line of lines) target.write(`${name}| ${line}\n`);
       done();

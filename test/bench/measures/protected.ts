@@ -2,7 +2,6 @@
  * Measure 9: what protection takes from a guest that works: requests to a disk that both hosts share or that each has a copy of, and
  * turns of a loop. What it adds to one answer is measure 6.
  */
-import { closeSync, openSync, writeSync } from 'node:fs';
 import type { Pair } from '../../failover/pair.ts';
 import { benchLines, commandText, field, tsvmmCommand } from '../guest-run.ts';
 import { kvmMissing } from '../machine-facts.ts';
@@ -32,12 +31,7 @@ const LOOPS = [
 ] as const;
 
 /** Blocks of the disk's file, so that no side pays for allocation. */
-function fillDisk(pair: Pair): void {
-  const fd = openSync(pair.disk, 'r+');
-  const block = Buffer.alloc(2 ** 20, 0x5a);
-  for (let at = 0; at < DISK_BYTES; at += block.length) writeSync(fd, block, 0, block.length, at);
-  closeSync(fd);
-}
+const fillDisk = (pair: Pair): void => pair.fillDisk(new Uint8Array(DISK_BYTES).fill(0x5a), 0);
 
 function diskExperiment(
   { quick }: BenchContext,
