@@ -19,7 +19,7 @@ const long = ['ft-disks', 'devices-linux', 'ft', 'boot', 'restore'].map(
 export const labRuns: readonly LabRun[] = [
   ...readdirSync(join(repositoryRoot(), 'test/lab'))
     .filter((name) => name.endsWith('.lab.test.ts'))
-    .sort((a, b) => Number(long.includes(b)) - Number(long.includes(a)))
+    .sort((a, b) => Number(long.includes(b)) - Number(long.includes(a)) || a.localeCompare(b))
     .map((name) => ({ name: name.replace('.lab.test.ts', ''), files: [`test/lab/${name}`] })),
   {
     name: 'guest suites',

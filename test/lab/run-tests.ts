@@ -209,13 +209,13 @@ async function inside(filters: readonly string[]): Promise<Counts> {
     }))
     .filter(({ files }) => files.length > 0);
   let counts = noTests;
-  const work = async (): Promise<void> => {
+  const runAll = async (): Promise<void> => {
     for (let run = left.shift(); run !== undefined; run = left.shift()) {
       const found = await insideUntilPassed(run);
       counts = add(counts, found);
     }
   };
-  await Promise.all(Array.from({ length: labsAtOnce }, work));
+  await Promise.all(Array.from({ length: labsAtOnce }, runAll));
   return counts;
 }
 
